@@ -1,0 +1,84 @@
+"""The algorithm: one way to compute a convolution. Each file of the schedule library holds one, which registers it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from convc.layout import Layout
+from convc.problem import Problem
+from convc.target import Target
+
+if TYPE_CHECKING:
+    from tvm import te
+    from tvm.s_tir import Schedule
+else:  # tvm takes over a second to import; only `define`, `pack` and `schedule` need it, and they run when building
+    te = Schedule = Any
+
+Config = Mapping[str, int]
+"""The numbers of one schedule, by name. `xb` and `yb`, the channel blocks of x and of the result, are in every config;
+`lanes` is the channel block of y inside the kernel where it is not `yb`."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to compute y from x and w, without bias or anything after it (that is the epilogue, given to `schedule`).
+
+    name      as in records, tests and on the command line; the name of its file.
+    source    the paper or document it is from.
+    refuses   why it cannot do this problem on this target, or None. `convc explain` shows the reason.
+    space     the configs worth trying, best guess first; for every pair of layouts it supports at least one.
+    seconds   modelled time of a config on one thread: compute, loads and cache misses of the whole problem.
+    pack      w as the model has it (Problem.weights) -> w as `define` wants it. Runs once, when the artifact is loaded.
+    define    x (physical extents of Layout(xb)) and packed w -> y, named "y", in the physical extents of Layout(lanes),
+              with no order of evaluation. Takes its type from x.
+    schedule  the order of evaluation, by target kind. The sblock "y" is followed by "z", the epilogue, which must be
+              placed where y's register tile is complete; "t" between them copies y where the epilogue is long.
+    error     bound on |y - exact| / sum(|x * w|), in units of the type's rounding (2^-24 for float32).
+    memory    workspace in bytes per thread, beside x, w and y.
+    """
+
+    name: str
+    source: str
+    refuses: Callable[[Problem, Target], str | None]
+    space: Callable[[Problem, Target], Sequence[Config]]
+    seconds: Callable[[Problem, Target, Config], float]
+    pack: Callable[[te.Tensor, Problem, Config], te.Tensor]
+    define: Callable[[te.Tensor, te.Tensor, Problem, Config], te.Tensor]
+    schedule: Mapping[str, Callable[[Schedule, Problem, Target, Config], None]]
+    error: Callable[[Problem, Config], float]
+    memory: Callable[[Problem, Config], int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `select` settles for one convolution: algorithm, config, and with the config the layouts."""
+
+    algorithm: str
+    config: Config
+
+    @property
+    def x_layout(self) -> Layout:
+        return Layout(self.config["xb"])
+
+    @property
+    def y_layout(self) -> Layout:
+        return Layout(self.config["yb"])
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}({','.join(f'{k}={v}' for k, v in sorted(self.config.items()))})"
+
+
+@cache
+def algorithms() -> Mapping[str, Algorithm]:
+    """Every algorithm by name: the files of the schedule library, then what the entry points convc.schedules add."""
+    library = importlib.import_module("convc.schedules")
+    names = [m.name for m in pkgutil.iter_modules(library.__path__) if not m.name.startswith("_")]
+    found = [importlib.import_module(f"convc.schedules.{name}").ALGORITHM for name in sorted(names)]
+    found += [point.load() for point in sorted(entry_points(group="convc.schedules"), key=lambda p: p.name)]
+    return {algorithm.name: algorithm for algorithm in found}

@@ -1,0 +1,190 @@
+"""Kernels that compute each element on its own: elementwise chains, changes of layout, and whatever moves elements.
+
+The loops follow the result in memory, its innermost axis in vectors; where a source lies along another axis than the
+result, tiles of it go through the stack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx import Stmt
+
+from convc.ir import Node
+from convc.lower.access import Access
+from convc.lower.nest import PARALLEL_WORK, Memory, block, get, parallel_parts, pieces, put, scratch
+from convc.lower.regions import Map, Region, regions, step
+from convc.lower.source import free_variables, trace
+
+
+def write_map(kernel: Map) -> Stmt:
+    """Every element of the result; lanes that pad its channels get 0, or what the same lanes of the leaves give."""
+    if math.prod(kernel.shape) == 0:
+        return block([])
+    if kernel.source.elementwise and all(_same(kernel, m) for m in kernel.memories.values()):
+        return _flat(kernel)
+    return block([s for region in regions(kernel) for s in _write_region(kernel, region)])
+
+
+def _same(kernel: Map, memory: Memory) -> bool:
+    one = memory.type.elements == 1
+    return one or (memory.type.shape == kernel.shape and memory.layout == kernel.result.layout)
+
+
+def _flat(kernel: Map) -> Stmt:
+    """All tensors lie alike: one loop over memory, padded lanes included."""
+    nest, result = kernel.nest, kernel.result
+    count = math.prod(result.layout.physical(kernel.shape))
+
+    def element(at: Any) -> Stmt:
+        def read(memory: Memory) -> Access:
+            return lambda _index: nest.load(memory, 0 if memory.type.elements == 1 else nest.simplify(at))
+
+        leaves = {node: read(memory) for node, memory in kernel.memories.items()}
+        value = kernel.source.make(leaves, nest.simplify)
+        return put(result.buffer, nest.simplify(at), lambda: value([0] * len(kernel.shape)))
+
+    def vectors(first: int, steps: int, width: int) -> Stmt:
+        kind = "parallel" if count >= PARALLEL_WORK else "serial"
+        return nest.loop(steps, lambda i: nest.vector(width, lambda lane: element(first + i * width + lane)), kind=kind)
+
+    return block([vectors(*piece) for piece in pieces(count, kernel.width)])
+
+
+def _write_region(kernel: Map, region: Region) -> list[Stmt]:
+    nest = kernel.nest
+    across = _across(kernel, region)
+    if across is not None:
+        return [*_tiles(kernel, region, *across), *_zeros(kernel, region)]
+    region, rest = _for_threads(region)
+
+    def body(ids: Sequence[Any]) -> Stmt:
+        def element(at: Any) -> Stmt:
+            index = region.place(ids, at)
+            return nest.store(kernel.result, index, lambda: kernel.source.value(index))
+
+        return block([nest.elements(region.runs, element), _pad(kernel, region, ids)])
+
+    written = [nest.grid(region.extents, body, work=region.elements)]
+    return written if rest is None else [*written, *_write_region(kernel, rest)]
+
+
+def _for_threads(region: Region) -> tuple[Region, Region | None]:
+    """Few outer iterations around long vectors: the vectors' own loop is cut in parts, and what is left follows."""
+    outer, (first, count, lanes) = math.prod(region.extents), region.runs[0]
+    parts = parallel_parts(count, outer)
+    if region.elements < PARALLEL_WORK or parts == 1 or outer * count < 4 or region.zeros:
+        return region, None
+    size = count // parts * lanes
+
+    def place(ids: Sequence[Any], u: Any) -> list[Any]:
+        *rest, part = ids
+        return region.place(rest, part * size + u)
+
+    main = replace(region, extents=(*region.extents, parts), runs=((first, count // parts, lanes),), place=place)
+    return main, replace(region, runs=region.runs[1:]) if len(region.runs) > 1 else None
+
+
+def _across(kernel: Map, region: Region) -> tuple[int, list[Node]] | None:
+    """The loop along which sources lie that do not lie along the vectors, and those sources."""
+    nest = kernel.nest
+    first, count, lanes = region.runs[0]
+    if lanes == 1:
+        return None
+    u = nest.variable(count * lanes, begin=first)
+    names = [nest.variable(e) if e > 1 else 0 for e in region.extents]
+    found = trace(kernel.source, region.place(names, u))
+    strided = [(n, o) for n, o in zip(found.nodes, found.offsets, strict=True) if step(o, u) not in (0, 1)]
+    if not strided or any(found.nodes.count(n) > 1 or _outside(o, [*names, u]) for n, o in strided):
+        return None
+    for k, name in enumerate(names):
+        if not isinstance(name, int) and region.extents[k] >= 4 and all(step(o, name) == 1 for _, o in strided):
+            return k, [n for n, _ in strided]
+    return None
+
+
+def _outside(offset: Any, loops: Sequence[Any]) -> bool:
+    """Whether an offset depends on more than the loop variables: on what was read."""
+    known = [v for v in loops if not isinstance(v, int)]
+    return any(not any(v.same_as(k) for k in known) for v in free_variables(offset))
+
+
+def _tiles(kernel: Map, region: Region, along: int, staged: Sequence[Node]) -> list[Stmt]:
+    """Tiles of lanes x lanes: rows are read along loop `along`, columns of the tile written along the vectors."""
+    nest = kernel.nest
+    around = [*region.extents[:along], *region.extents[along + 1 :]]
+    side = nest.target.lanes
+
+    def tile(v: tuple[int, int, int], u: tuple[int, int, int]) -> Stmt:
+        def body(ids: Sequence[Any]) -> Stmt:
+            *rest, i, j = ids
+
+            def place(down: Any, across: Any) -> list[Any]:
+                loops = [*rest[:along], v[0] + i * v[2] + down, *rest[along:]]
+                return region.place(loops, u[0] + j * u[2] + across)
+
+            return _tile(kernel, place, staged, down=v[2], across=u[2])
+
+        work = math.prod(around) * v[1] * v[2] * u[1] * u[2]
+        return nest.grid([*around, v[1], u[1]], body, work=work)
+
+    columns = [p for first, count, lanes in region.runs for p in pieces(count * lanes, 2 * side, begin=first)]
+    return [tile(v, u) for v in pieces(region.extents[along], side) for u in columns]
+
+
+def _tile(
+    kernel: Map, place: Callable[[Any, Any], list[Any]], staged: Sequence[Node], *, down: int, across: int
+) -> Stmt:
+    """One tile: rows in, then columns out; what computes goes through a second tile and is written once, in a loop."""
+    nest = kernel.nest
+    tiles = {n: scratch(down * across, kernel.memories[n].type.dtype, "rows") for n in staged}
+    turned = {n: scratch(down * across, kernel.memories[n].type.dtype, "columns") for n in staged}
+    copies = kernel.source.copies
+
+    def row(a: int) -> Stmt:
+        def copy(lane: Any, node: Node) -> Stmt:
+            found = trace(kernel.source, place(lane, a))
+            offset = found.offsets[found.nodes.index(node)]
+            return put(tiles[node][0], a * down + lane, lambda: nest.load(kernel.memories[node], offset))
+
+        return block([nest.vector(down, partial(copy, node=node)) for node in staged])
+
+    def turn(b: int) -> Stmt:
+        def move(lane: Any, node: Node) -> Stmt:
+            return put(turned[node][0], b * across + lane, lambda: get(tiles[node][0], lane * down + b))
+
+        return block([nest.vector(across, partial(move, node=node)) for node in staged])
+
+    def column(b: Any) -> Stmt:
+        def element(lane: Any) -> Stmt:
+            if copies:
+                values = {n: get(t, lane * down + b) for n, (t, _) in tiles.items()}
+            else:
+                values = {n: get(t, nest.simplify(b * across + lane)) for n, (t, _) in turned.items()}
+            index = place(b, lane)
+            return nest.store(kernel.result, index, lambda: kernel.source.value(index, instead=values))
+
+        return nest.vector(across, element)
+
+    made = [statement for _, statement in (*tiles.values(), *(() if copies else turned.values()))]
+    rows = [row(a) for a in range(across)]
+    columns = [column(b) for b in range(down)] if copies else [*(turn(b) for b in range(down)), nest.loop(down, column)]
+    return block([*made, *rows, *columns])
+
+
+def _zeros(kernel: Map, region: Region) -> list[Stmt]:
+    if not region.zeros:
+        return []
+
+    return [kernel.nest.grid(region.extents, lambda ids: _pad(kernel, region, ids))]
+
+
+def _pad(kernel: Map, region: Region, ids: Sequence[Any]) -> Stmt:
+    """Zeros in the lanes past the last channel."""
+    nest, nothing = kernel.nest, tirx.const(0, kernel.result.type.dtype)
+    return nest.elements(region.zeros, lambda at: nest.store(kernel.result, region.place(ids, at), lambda: nothing))

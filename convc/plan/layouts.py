@@ -1,0 +1,223 @@
+"""What layouts cost: the model whose minimum `select` takes. Label 0 of a value is row-major, 1 is blocked.
+
+Variables are values (the layout in which a group leaves its result) and (group, read) pairs (the layout in which a
+group wants it). Where the two differ, a copy is made once for all who want it. Costs are in picoseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+
+from convc.ir import (
+    ArgReduce,
+    Broadcast,
+    Concat,
+    Const,
+    Input,
+    MatMul,
+    Node,
+    Normalize,
+    Pad,
+    Pool,
+    Reduce,
+    Reshape,
+    Resize,
+    Slice,
+    Softmax,
+)
+from convc.layout import PLAIN, Layout, blocked
+from convc.plan.mincut import REFUSED, Energy, Table
+from convc.plan.plan import Copy, Group, Plan
+from convc.plan.views import buffer_bytes, is_row_major, view_offsets
+from convc.plan.work import is_elementwise
+
+BANDWIDTH = 15e9  # bytes/s that one thread moves between its caches and L3
+SCATTER = 2.0  # passes over memory that a stride of a cache line costs beyond the one that a contiguous pass does
+CALL = 1e-6  # seconds: a kernel call of its own, with its fork and join
+PLAIN_RATE = 3e9  # elements/s of windows and sums over a row: strided or serial
+BLOCKED_RATE = 20e9  # elements/s of the same with channels in the lanes
+PICO = 1e12
+
+Tables = Mapping[Group, Table]
+"""The cost of each anchored group's best choice by the labels of x and result. Groups without a choice are absent."""
+
+
+def layout_of(node: Node, label: int, *, block: int) -> Layout:
+    return blocked(node.shape, block=block) if label else PLAIN
+
+
+def const_layout(group: Group, const: Const, result: Layout) -> Layout:
+    """The form in which a group reads a constant: blocked beside a blocked result where it has the same channels."""
+    channels = len(const.shape) == group.result.type.rank >= 3 and const.shape[1] == group.result.shape[1]
+    return blocked(const.shape, block=result.block) if channels and const is not group.weights else PLAIN
+
+
+def activations(group: Group) -> tuple[Node, ...]:
+    return tuple(r for r in group.reads if not isinstance(r, Const))
+
+
+def layout_energy(plan: Plan, tables: Tables, *, block: int) -> Energy:
+    """The cost of every labelling of the plan's values and of what its groups want."""
+    energy = Energy()
+    wants: dict[Node, list[Hashable]] = {}
+    for node in plan.inputs:
+        energy.add_unary(node, 0, REFUSED)
+    for group in plan.groups:
+        _restrict(energy, group.result, group.result, block)
+        for read in activations(group):
+            _restrict(energy, (group, read), read, block)
+            wants.setdefault(read, []).append((group, read))
+        _add_group(energy, group, tables, block)
+    for _, result in plan.outputs:
+        energy.add_unary(("output", result), 0, REFUSED)
+        wants.setdefault(result, []).append(("output", result))
+    for value, readers in wants.items():
+        energy.add_shared(value, readers, relayout_cost(value, block=block))
+    return energy
+
+
+def relayout_cost(node: Node, *, block: int) -> int:
+    """A copy into the other layout; nothing where both have the same bytes."""
+    other = blocked(node.shape, block=block)
+    return 0 if is_row_major(node.shape, other) else _cost(CALL + (2 + SCATTER) * _seconds(node, other))
+
+
+def _restrict(energy: Energy, variable: Hashable, node: Node, block: int) -> None:
+    energy.add_unary(variable, 0, REFUSED if blocked(node.shape, block=block) == PLAIN else 0)
+
+
+def _add_group(energy: Energy, group: Group, tables: Tables, block: int) -> None:
+    node = group.result
+    if group in tables:
+        _add_anchored(energy, group, tables[group], block)
+    elif any(isinstance(n, MatMul) for n in group.nodes):
+        _keep_plain(energy, group)
+    elif len(group.nodes) == 1 and isinstance(node, Concat):
+        _add_concat(energy, group, node, block)
+    elif len(group.nodes) == 1 and isinstance(node, Copy | Reshape | Slice) and activations(group):
+        _add_view(energy, group, node, block)
+    else:
+        _add_generic(energy, group, block)
+
+
+def _keep_plain(energy: Energy, group: Group) -> None:
+    energy.add_unary(group.result, 0, REFUSED)
+    for read in activations(group):
+        energy.add_unary((group, read), 0, REFUSED)
+
+
+def _add_anchored(energy: Energy, group: Group, table: Table, block: int) -> None:
+    if isinstance(group.nodes[0], MatMul):
+        energy.add_unary(group.result, table[0][0], REFUSED)
+        _keep_plain(energy, group)
+        return
+    x = group.nodes[0].args[0]
+    energy.add_pair((group, x), group.result, table)
+    for read in activations(group):
+        if read is not x:
+            _prefer_equal(energy, group, read, block)
+
+
+def _prefer_equal(energy: Energy, group: Group, read: Node, block: int) -> None:
+    """Reading across layouts costs strides; where only one layout exists there is nothing to agree on."""
+    if blocked(group.result.shape, block=block) == PLAIN or blocked(read.shape, block=block) == PLAIN:
+        return
+    if len(read.shape) != group.result.type.rank:
+        energy.add_unary((group, read), 0, REFUSED)
+        return
+    mixed = _cost(SCATTER * _seconds(read, PLAIN))
+    energy.add_pair((group, read), group.result, ((0, mixed), (mixed, 0)))
+
+
+def _add_concat(energy: Energy, group: Group, node: Concat, block: int) -> None:
+    """Free where the parts can be written in place: all in the layout of the whole."""
+    movable = len(set(node.xs)) == len(node.xs) and not any(isinstance(x, Const | Input) for x in node.xs)
+    costs = []
+    for label in (0, 1):
+        layouts = [layout_of(x, label, block=block) for x in node.xs]
+        whole = layout_of(node, label, block=block)
+        view = movable and view_offsets(node, layouts, whole) is not None
+        costs.append(0 if view else _copying(node, whole, strided=node.axis == 1 and whole != PLAIN))
+    energy.add_unary(node, *costs)
+    for read in activations(group):
+        mixed = _copying(read, layout_of(read, 1, block=block), strided=True)
+        energy.add_pair((group, read), node, ((0, mixed), (mixed, 0)))
+
+
+def _add_view(energy: Energy, group: Group, node: Copy | Reshape | Slice, block: int) -> None:
+    def cost(a: int, b: int) -> int:
+        x, y = layout_of(node.x, a, block=block), layout_of(node, b, block=block)
+        if view_offsets(node, [x], y) is not None:
+            return 0
+        return _copying(node, y, strided=x != y or (y != PLAIN and not isinstance(node, Copy)))
+
+    energy.add_pair((group, node.x), node, ((cost(0, 0), cost(0, 1)), (cost(1, 0), cost(1, 1))))
+
+
+def _copying(node: Node, layout: Layout, *, strided: bool) -> int:
+    return _cost(CALL + (2 + SCATTER * strided) * _seconds(node, layout))
+
+
+def _add_generic(energy: Energy, group: Group, block: int) -> None:
+    """A pass over memory. Channels stay with channels, or the blocked layout costs strides on its side."""
+    result, agrees = group.result, all(keeps_channels(n) for n in group.nodes)
+    strides = 1.0 if agrees else 1.0 + SCATTER
+    for variable, node in [(result, result), *(((group, r), r) for r in activations(group))]:
+        passes = [_seconds(node, layout_of(node, label, block=block)) for label in (0, 1)]
+        energy.add_unary(variable, _cost(passes[0]), _cost(passes[1] * strides))
+        if agrees and node is not result:
+            _prefer_equal(energy, group, node, block)
+    for node in group.nodes:
+        if work := _window_work(node):
+            variable = result if isinstance(node, Pool) or not activations(group) else (group, activations(group)[0])
+            energy.add_unary(variable, _cost(work / PLAIN_RATE), _cost(work / BLOCKED_RATE))
+
+
+def _window_work(node: Node) -> int:
+    match node:
+        case Pool(kernel=kernel):
+            return node.type.elements * math.prod(kernel)
+        case Reduce(x=x, axes=axes):
+            return x.type.elements if axes and min(axes) >= 2 else 0
+    return 0
+
+
+def keeps_channels(node: Node) -> bool:
+    """Whether each channel of the result comes from that channel of the arguments, so that lanes stay lanes."""
+    match node:
+        case Pool() | Copy():
+            return True
+        case Reduce(axes=axes) | Normalize(axes=axes):
+            return not axes or (1 not in axes and 0 not in axes)
+        case Softmax(axis=axis) | ArgReduce(axis=axis):
+            return axis >= 2
+        case Resize(x, to) | Broadcast(x, to):
+            return tuple(to[:2]) == x.shape[:2] and len(to) == x.type.rank
+        case Slice(x) | Pad(x):
+            return node.shape[:2] == x.shape[:2] and _whole(node)
+    return is_elementwise(node)
+
+
+def _whole(node: Slice | Pad) -> bool:
+    """Neither channels nor batch are shifted or reversed."""
+    if isinstance(node, Pad):
+        return not any(p for pair in node.pad[:2] for p in pair)
+    return all(step == 1 for step in node.step[:2])
+
+
+def _seconds(node: Node, layout: Layout) -> float:
+    return buffer_bytes(node, layout) / BANDWIDTH
+
+
+def _cost(seconds: float) -> int:
+    return round(seconds * PICO)
+
+
+def table_of(costs: Mapping[tuple[int, int], float]) -> Table:
+    """Seconds by labels as a table of costs; missing pairs are refused."""
+
+    def entry(a: int, b: int) -> int:
+        return _cost(costs[a, b]) if (a, b) in costs else REFUSED
+
+    return ((entry(0, 0), entry(0, 1)), (entry(1, 0), entry(1, 1)))

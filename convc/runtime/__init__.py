@@ -1,0 +1,1 @@
+"""The artifact: packaging, loading, and the C that runs a plan."""

@@ -1,0 +1,1 @@
+"""The schedule library: one file per algorithm, each holding one value `ALGORITHM`."""

@@ -1,0 +1,1 @@
+"""Best configs per target, one JSON line per problem, sorted."""
