@@ -149,7 +149,7 @@ def check(p: Problem, algorithm: Algorithm, config: dict[str, int], target: Targ
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
-    kind = draw(st.sampled_from(["conv", "conv", "conv", "transposed", "matmul"]))
+    kind = draw(st.sampled_from(["conv", "conv", "conv", "pointwise", "transposed", "matmul"]))
     if kind == "matmul":
         rows, ic, oc = draw(st.integers(1, 30)), draw(st.integers(1, 70)), draw(st.integers(1, 70))
         return Problem(1, 1, ic, oc, (rows,), (rows,), (1,), (1,), (0,), (1,), "matmul")
@@ -165,12 +165,14 @@ def problems(draw: st.DrawFn) -> Problem:
 
     i, k, s, p, d = each(1, size), each(1, 4), each(1, 3), each(0, 3), each(1, 2)
     text = {"conv": lambda a, b, c, e, f: (a + 2 * e - (b - 1) * f - 1) // c + 1}
-    if kind == "conv":
+    if kind in ("conv", "pointwise"):
         o = tuple(text["conv"](*t) for t in zip(i, k, s, p, d, strict=True))
     else:
         o = tuple((a - 1) * c + (b - 1) * f + 1 - 2 * e for a, b, c, e, f in zip(i, k, s, p, d, strict=True))
     assume(min(o) >= 1)
     mb = draw(st.sampled_from([1, 1, 2]))
+    if kind == "pointwise":
+        return Problem(mb, g, g * icg, g * ocg, i, i, (1,) * rank, (1,) * rank, (0,) * rank, (1,) * rank)
     return Problem(mb, g, g * icg, g * ocg, i, o, k, s, p, d, kind)
 
 

@@ -66,7 +66,7 @@ def agree(model: onnx.ModelProto, *, classes: bool) -> None:
         exact = graph.evaluate({n: x.astype(np.float64) if x.dtype.kind == "f" else x for n, x in inputs.items()})
         assert all(distance(ours[n], exact[n]) <= TOLERANCE for n in far), {n: distance(ours[n], exact[n]) for n in far}
     for name in names:
-        assert np.isfinite(ours[name]).all() and len(np.unique(ours[name])) > 3
+        assert np.isfinite(ours[name]).all() and len(np.unique(ours[name])) > min(3, ours[name].size - 1)
         assert not classes or ours[name].argmax() == theirs[name].argmax()
 
 

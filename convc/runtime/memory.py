@@ -32,7 +32,8 @@ def pages(size: int) -> Array:
 
 
 def address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])
+    """Where the array begins; of an empty one, which is never read or written, any place that kernels accept."""
+    return ALIGNMENT if array.size == 0 else int(array.__array_interface__["data"][0])
 
 
 def is_ready(array: Array) -> bool:

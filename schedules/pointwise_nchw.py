@@ -1,0 +1,151 @@
+"""1x1 convolutions of row-major tensors: a GEMM with pixels in the lanes and weights broadcast.
+
+Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (ACM TOMS 34(3), 2008): panels of
+pixels are packed per chunk, so that neither x nor y changes its layout in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from convc.algorithm import Algorithm, Config
+from convc.problem import Problem
+from convc.schedules import _tile
+from convc.target import Target
+
+VECTORS = (1, 2, 4)  # of a panel: 7 of them, at 3 channels, take ten times as long
+FILLED = 6 / 7  # part of the lanes that pixels must fill: below it blocks of channels are faster
+
+
+def refuses(p: Problem, target: Target) -> str | None:
+    if p.kind != "conv" or p.taps > 1:
+        return f"the weights have {p.taps} taps" if p.taps > 1 else f"the problem is {p.kind}"
+    if p.rank > 1 or not p.is_pointwise or p.s != (1,):
+        return "the stride is not 1, or there is padding"
+    if p.g > 1:
+        return f"{p.g} groups"
+    if p.dtype not in ("float32", "float64"):
+        return f"{p.dtype} is not a float type"
+    if p.o[0] < FILLED * -(-p.o[0] // target.lanes) * target.lanes:
+        return f"{p.o[0]} pixels leave over a seventh of their vectors of {target.lanes} empty"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def space(p: Problem, target: Target) -> Sequence[Config]:
+    return sorted(_configs(p, target), key=lambda c: seconds(p, target, c))[:96]
+
+
+def _configs(p: Problem, target: Target) -> Iterator[Config]:
+    vectors = -(-p.o[0] // target.lanes)
+    for r, v in dict.fromkeys(_tile.tiles(p.oc, vectors, target)):
+        if v not in VECTORS or r * v + v + 1 > target.registers:
+            continue
+        for ku in _tile.unrolls(r, v, p.ic, target):
+            for panels in sorted(_chunks(p, target, v)):
+                yield {"xb": 1, "yb": 1, "width": target.lanes, "r": r, "v": v, "ku": ku, "panels": panels}
+
+
+def _chunks(p: Problem, target: Target, v: int) -> set[int]:
+    """Panels packed at once, which all output channels pass over: as many as fill half of L2, or a quarter; even shares
+    for threads."""
+    panels = -(-p.o[0] // target.lanes) // v
+    whole = _tile.divisors(panels)
+    fair = [d for d in whole if p.mb * panels // d % target.threads == 0] or list(whole)
+    room = [target.l2 // part // (4 * p.ic * v * target.lanes) for part in (2, 4)]
+    return {max((d for d in fair if d <= most), default=fair[0]) for most in room}
+
+
+def seconds(p: Problem, target: Target, c: Config) -> float:
+    """Register tiles, the rolled loop, the packing of x, and the weights that every chunk streams again."""
+    panels = p.mb * -(-p.o[0] // (c["v"] * c["width"]))
+    chunks = panels // c["panels"]
+    tiles = panels * _tile.row_cycles(p.oc, c["r"], c["v"], p.ic, target)
+    rolled = 0.5 * panels * -(-p.oc // c["r"]) * p.ic / c["ku"]
+    packed = 2.0 * panels * p.ic * c["v"]
+    weights = _tile.streamed_cycles(4 * p.ic * p.oc, chunks, target)
+    moved = _tile.streamed_cycles(4 * p.mb * (p.ic + p.oc) * p.o[0], 1, target)
+    return (math.hypot(tiles, weights + 0.5 * moved) + rolled + packed) / 3e9
+
+
+def pack(w: Any, p: Problem, c: Config) -> Any:
+    """[oc, ic, 1] -> [oc tiles, ic, r], missing output channels 0."""
+    from tvm import te, tirx
+
+    r = c["r"]
+
+    def value(t: Any, k: Any, row: Any) -> Any:
+        o = t * r + row
+        found = w(tirx.min(o, p.oc - 1), k, 0)
+        return found if p.oc % r == 0 else tirx.if_then_else(o < p.oc, found, tirx.const(0, w.dtype))
+
+    return te.compute((-(-p.oc // r), p.ic, r), value, name="packed")
+
+
+def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
+    """y[n, o, pixel] = sum over k of panel[n, pixel // lanes, k, pixel % lanes] * w[o // r, k, o % r]."""
+    from tvm import te, tirx
+
+    r, wide, (count,) = c["r"], c["v"] * c["width"], p.o
+
+    def copied(n: Any, panel: Any, k: Any, lane: Any) -> Any:
+        pixel = panel * wide + lane
+        found = x(n, k, pixel)
+        return found if count % wide == 0 else tirx.if_then_else(pixel < count, found, tirx.const(0, x.dtype))
+
+    panels = te.compute((p.mb, -(-count // wide), p.ic, wide), copied, name="panels")
+    k = te.reduce_axis((0, p.ic), "k")
+
+    def value(n: Any, o: Any, pixel: Any) -> Any:
+        return te.sum(panels(n, pixel // wide, k, pixel % wide) * w(o // r, k, o % r), axis=[k])
+
+    return te.compute((p.mb, -(-p.oc // r) * r, -(-count // wide) * wide), value, name="y")
+
+
+def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
+    """n, chunk | packed panels | output channel tile, panel | channels | output channels x vectors in registers."""
+    y, z, packed = (sch.get_sblock(name) for name in ("y", "z", "panels"))
+    n, o, pixel, k = sch.get_loops(y)
+    tile, ri = sch.split(o, [None, c["r"]])
+    chunk, panel, v, lane = sch.split(pixel, [None, c["panels"], c["v"], c["width"]])
+    k0, k1 = sch.split(k, [None, c["ku"]])
+    sch.reorder(n, chunk, tile, panel, k0, k1, ri, v, lane)
+    for loop, tail in ((tile, p.oc % c["r"]), (panel, p.o[0] % (c["v"] * c["width"]))):
+        if tail:
+            sch.annotate(loop, "pragma_loop_partition_hint", 1)
+    task = sch.fuse(n, chunk)
+    if target.threads > 1:
+        sch.parallel(task)
+    sch.compute_at(packed, task, preserve_unit_loops=True)
+    *_, column, channel, element = sch.get_loops(packed)
+    sch.reorder(channel, column, element)
+    sch.annotate(column, "pragma_loop_partition_hint", 1)
+    sch.vectorize(element)
+    _tile.accumulate(sch, y, z, panel, reductions=[k0], inner=[ri, v, lane], unrolled=[k1])
+
+
+def error(p: Problem, c: Config) -> float:
+    """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
+    return float(p.reduction)
+
+
+def memory(p: Problem, c: Config) -> int:
+    """The panels of one chunk."""
+    return 4 * p.ic * c["panels"] * c["v"] * c["width"]
+
+
+ALGORITHM = Algorithm(
+    name="pointwise_nchw",
+    source="doi:10.1145/1356052.1356053",
+    refuses=refuses,
+    space=space,
+    seconds=seconds,
+    pack=pack,
+    define=define,
+    schedule={"cpu": schedule},
+    error=error,
+    memory=memory,
+)
