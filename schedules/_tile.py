@@ -126,8 +126,9 @@ def accumulate(
         for all: z = epilogue(y)          ->   for k: for tile (unrolled): y' += x * w (vectorised)
                                                for tile: z = epilogue(y')
     """
+    lanes = int(sch.get(inner[-1]).extent)
     _in_registers(sch, [*unrolled, *inner])
-    _place_epilogue(sch, z, at)
+    _place_epilogue(sch, z, at, lanes)
     _in_registers(sch, _own_loops(sch, sch.decompose_reduction(y, reductions[0]), at))
 
 
@@ -147,7 +148,7 @@ def accumulate_in_parts(
     sch.vectorize(sch.get_loops(sch.decompose_reduction(y, reductions[0]))[-1])
 
 
-def _place_epilogue(sch: Any, z: Any, at: Any) -> None:
+def _place_epilogue(sch: Any, z: Any, at: Any, lanes: int) -> None:
     """Unrolled, straight from the registers; or, where it is long, as a loop over a copy of the tile on the stack.
 
     Unrolled over 28 accumulators a gelu keeps so much alive that LLVM spills through it and through the reduction
@@ -157,12 +158,19 @@ def _place_epilogue(sch: Any, z: Any, at: Any) -> None:
         if sch.get(producer).name_hint == SPILL:
             sch.reverse_compute_at(producer, at)
             sch.reverse_compute_at(z, at)
-            _in_registers(sch, _own_loops(sch, producer, at))
-            if own := _own_loops(sch, z, at):
+            _in_registers(sch, _in_vectors(sch, _own_loops(sch, producer, at), lanes))
+            if own := _in_vectors(sch, _own_loops(sch, z, at), lanes):
                 sch.vectorize(own[-1])
             return
     sch.reverse_compute_at(z, at)
-    _in_registers(sch, _own_loops(sch, z, at))
+    _in_registers(sch, _in_vectors(sch, _own_loops(sch, z, at), lanes))
+
+
+def _in_vectors(sch: Any, loops: Sequence[Any], lanes: int) -> list[Any]:
+    """The loops, the last one split where it is several vectors of `lanes`."""
+    if not loops or int(sch.get(loops[-1]).extent) <= lanes:
+        return list(loops)
+    return [*loops[:-1], *sch.split(loops[-1], [None, lanes])]
 
 
 def accumulate_apart(

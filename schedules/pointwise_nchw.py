@@ -40,9 +40,11 @@ def space(p: Problem, target: Target) -> Sequence[Config]:
 
 
 def _configs(p: Problem, target: Target) -> Iterator[Config]:
+    """An eighth of the registers is left to the constants of a long epilogue, which LLVM keeps there throughout: under
+    a gelu 14 x 2 of 32 reach 25 GFLOP/s, 12 x 2 reach 73."""
     vectors = -(-p.o[0] // target.lanes)
     for r, v in dict.fromkeys(_tile.tiles(p.oc, vectors, target)):
-        if v not in VECTORS or r * v + v + 1 > target.registers:
+        if v not in VECTORS or r * v + v + 1 > target.registers * 7 // 8:
             continue
         for ku in _tile.unrolls(r, v, p.ic, target):
             for panels in sorted(_chunks(p, target, v)):
@@ -65,10 +67,10 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     chunks = panels // c["panels"]
     tiles = panels * _tile.row_cycles(p.oc, c["r"], c["v"], p.ic, target)
     rolled = 0.5 * panels * -(-p.oc // c["r"]) * p.ic / c["ku"]
-    packed = 2.0 * panels * p.ic * c["v"]
-    weights = _tile.streamed_cycles(4 * p.ic * p.oc, chunks, target)
-    moved = _tile.streamed_cycles(4 * p.mb * (p.ic + p.oc) * p.o[0], 1, target)
-    return (math.hypot(tiles, weights + 0.5 * moved) + rolled + packed) / 3e9
+    x, y = (4 * p.mb * n * p.o[0] for n in (p.ic, p.oc))
+    packed = 2.0 * panels * p.ic * c["v"] + _tile.streamed_cycles(x, 1, target) * (x > target.l2 // 2)
+    streamed = _tile.streamed_cycles(4 * p.ic * p.oc, chunks, target) + 0.5 * _tile.streamed_cycles(y, 1, target)
+    return (math.hypot(tiles, streamed) + rolled + packed) / 3e9
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:
