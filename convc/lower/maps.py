@@ -13,13 +13,14 @@ from functools import partial
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx import Stmt
+from tvm.tirx import Expr, Stmt
 
 from convc.ir import Node
 from convc.lower.access import Access
-from convc.lower.nest import PARALLEL_WORK, Memory, block, get, parallel_parts, pieces, put, scratch
+from convc.lower.nest import PARALLEL_WORK, Memory, as_index, block, get, number, parallel_parts, pieces, put, scratch
 from convc.lower.regions import Map, Region, regions, step
 from convc.lower.source import free_variables, trace
+from convc.lower.transpose import fits, transpose
 
 
 def write_map(kernel: Map) -> Stmt:
@@ -133,7 +134,10 @@ def _tiles(kernel: Map, region: Region, along: int, staged: Sequence[Node]) -> l
         work = math.prod(around) * v[1] * v[2] * u[1] * u[2]
         return nest.grid([*around, v[1], u[1]], body, work=work)
 
-    columns = [p for first, count, lanes in region.runs for p in pieces(count * lanes, 2 * side, begin=first)]
+    columns = []
+    for first, count, lanes in region.runs:
+        wide = 2 * side if count * lanes % (2 * side) == 0 else side
+        columns += pieces(count * lanes, wide, begin=first)
     return [tile(v, u) for v in pieces(region.extents[along], side) for u in columns]
 
 
@@ -142,6 +146,8 @@ def _tile(
 ) -> Stmt:
     """One tile: rows in, then columns out; what computes goes through a second tile and is written once, in a loop."""
     nest = kernel.nest
+    if down == nest.target.lanes and across % down == 0 and fits(down, *_dtypes(kernel, staged)):
+        return _square_tile(kernel, place, staged, side=down, across=across)
     tiles = {n: scratch(down * across, kernel.memories[n].type.dtype, "rows") for n in staged}
     turned = {n: scratch(down * across, kernel.memories[n].type.dtype, "columns") for n in staged}
     copies = kernel.source.copies
@@ -175,6 +181,51 @@ def _tile(
     rows = [row(a) for a in range(across)]
     columns = [column(b) for b in range(down)] if copies else [*(turn(b) for b in range(down)), nest.loop(down, column)]
     return block([*made, *rows, *columns])
+
+
+def _dtypes(kernel: Map, staged: Sequence[Node]) -> list[str]:
+    copied = [kernel.result.type.dtype] if kernel.source.copies else []
+    return [*copied, *(kernel.memories[n].type.dtype for n in staged)]
+
+
+def _square_tile(
+    kernel: Map, place: Callable[[Any, Any], list[Any]], staged: Sequence[Node], *, side: int, across: int
+) -> Stmt:
+    """As `_tile`, of whole squares of vectors, which are turned in registers."""
+    nest = kernel.nest
+    turned = {n: scratch(side * across, kernel.memories[n].type.dtype, "columns") for n in staged}
+    copies = kernel.source.copies
+
+    def vector(offset: Any) -> Expr:
+        return tirx.Ramp(as_index(nest.simplify(offset)), number(1), side)
+
+    def square(node: Node, first: int) -> list[Stmt]:
+        memory = kernel.memories[node]
+
+        def row(a: int) -> Expr:
+            found = trace(kernel.source, place(0, first + a))
+            return tirx.BufferLoad(memory.buffer, [vector(found.offsets[found.nodes.index(node)])])
+
+        made, columns = transpose([row(a) for a in range(side)], memory.type.dtype)
+        if copies:
+            places = [(kernel.result.buffer, kernel.result.offset(place(b, first))) for b in range(side)]
+        else:
+            places = [(turned[node][0], b * across + first) for b in range(side)]
+        stores = [tirx.BufferStore(b, c, [vector(at)]) for (b, at), c in zip(places, columns, strict=True)]
+        return [*made, *stores]
+
+    def column(b: Any) -> Stmt:
+        def element(lane: Any) -> Stmt:
+            values = {n: get(t, nest.simplify(b * across + lane)) for n, (t, _) in turned.items()}
+            index = place(b, lane)
+            return nest.store(kernel.result, index, lambda: kernel.source.value(index, instead=values))
+
+        return nest.vector(across, element)
+
+    squares = [s for first in range(0, across, side) for node in staged for s in square(node, first)]
+    if copies:
+        return block(squares)
+    return block([*(made for _, made in turned.values()), *squares, nest.loop(side, column)])
 
 
 def _zeros(kernel: Map, region: Region) -> list[Stmt]:

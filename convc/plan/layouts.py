@@ -32,7 +32,7 @@ from convc.plan.plan import Copy, Group, Plan
 from convc.plan.views import buffer_bytes, is_row_major, view_offsets
 from convc.plan.work import is_elementwise
 
-BANDWIDTH = 15e9  # bytes/s that one thread moves between its caches and L3
+BANDWIDTH = 25e9  # bytes/s that one thread moves between its caches and L3
 SCATTER = 2.0  # passes over memory that a stride of a cache line costs beyond the one that a contiguous pass does
 CALL = 1e-6  # seconds: a kernel call of its own, with its fork and join
 PLAIN_RATE = 3e9  # elements/s of windows and sums over a row: strided or serial
@@ -80,7 +80,7 @@ def layout_energy(plan: Plan, tables: Tables, *, block: int) -> Energy:
 def relayout_cost(node: Node, *, block: int) -> int:
     """A copy into the other layout; nothing where both have the same bytes."""
     other = blocked(node.shape, block=block)
-    return 0 if is_row_major(node.shape, other) else _cost(CALL + (2 + SCATTER) * _seconds(node, other))
+    return 0 if is_row_major(node.shape, other) else _cost(CALL + 2 * _seconds(node, other))
 
 
 def _restrict(energy: Energy, variable: Hashable, node: Node, block: int) -> None:
