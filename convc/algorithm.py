@@ -25,6 +25,10 @@ Config = Mapping[str, int]
 `lanes` is the channel block of y inside the kernel where it is not `yb`."""
 
 
+def _even(p: Problem, target: Target, c: Config) -> int:
+    return target.threads
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One way to compute y from x and w, without bias or anything after it (that is the epilogue, given to `schedule`).
@@ -41,6 +45,7 @@ class Algorithm:
               placed where y's register tile is complete; "t" between them copies y where the epilogue is long.
     error     bound on |y - exact| / sum(|x * w|), in units of the type's rounding (2^-24 for float32).
     memory    workspace in bytes per thread, beside x, w and y.
+    tasks     equal pieces of work that the target's threads share; by default one for each of them.
     """
 
     name: str
@@ -53,6 +58,16 @@ class Algorithm:
     schedule: Mapping[str, Callable[[Schedule, Problem, Target, Config], None]]
     error: Callable[[Problem, Config], float]
     memory: Callable[[Problem, Config], int]
+    tasks: Callable[[Problem, Target, Config], int] = _even
+
+    def cost(self, p: Problem, target: Target, c: Config) -> float:
+        """Modelled processor time in seconds: that of one thread, and what the target's threads wait for each other."""
+        return self.seconds(p, target, c) * unevenness(self.tasks(p, target, c), target.threads)
+
+
+def unevenness(tasks: int, threads: int) -> float:
+    """Time of equal tasks on `threads`, as a multiple of what it would be if they could be cut at will."""
+    return -(-tasks // threads) * threads / tasks
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
+from convc.algorithm import Config, unevenness
+from convc.problem import Problem
 from convc.target import Target
 
 FMA_PORTS = 2
@@ -17,6 +19,24 @@ BEYOND_L2_BYTES_PER_CYCLE = 8  # L3 and memory, one core, with the hardware's pr
 SPILL = "t"  # the sblock that copies y's tile for a long epilogue
 STEP_OVERHEAD = 0.75  # cycles a step lost to everything else: why 14 x 2 beats 4 x 4 by a tenth
 UNROLL = 64  # multiply-adds in an unrolled body: more gains nothing and leaves the micro-op cache
+
+
+def ranked(
+    p: Problem, target: Target, found: Iterable[Config],
+    seconds: Callable[[Problem, Target, Config], float], tasks: Callable[[Problem, Target, Config], int],
+) -> list[Config]:  # fmt: skip
+    """`found` by modelled time on the target's threads."""
+    return sorted(found, key=lambda c: seconds(p, target, c) * unevenness(tasks(p, target, c), target.threads))
+
+
+def shares(pieces: int, tiles: int, target: Target) -> int:
+    """In how many parts to cut `tiles` of output channels so that pieces x parts busy the threads most evenly; as few
+    as come within a twentieth of that, as each part prepares x for itself."""
+    if target.threads == 1:
+        return 1
+    found = [n for n in divisors(tiles) if n <= 4 * target.threads]
+    best = min(unevenness(pieces * n, target.threads) for n in found)
+    return next(n for n in found if unevenness(pieces * n, target.threads) <= 1.05 * best)
 
 
 @cache
@@ -127,9 +147,9 @@ def accumulate(
                                                for tile: z = epilogue(y')
     """
     lanes = int(sch.get(inner[-1]).extent)
-    _in_registers(sch, [*unrolled, *inner])
-    _place_epilogue(sch, z, at, lanes)
-    _in_registers(sch, _own_loops(sch, sch.decompose_reduction(y, reductions[0]), at))
+    in_registers(sch, [*unrolled, *inner])
+    place_epilogue(sch, z, at, lanes)
+    in_registers(sch, own_loops(sch, sch.decompose_reduction(y, reductions[0]), at))
 
 
 def accumulate_in_parts(
@@ -139,7 +159,7 @@ def accumulate_in_parts(
 
     Weights of one part of the reduction then serve every tile while they are in L1; y waits in L1 between the parts.
     """
-    _in_registers(sch, [*unrolled, *inner])
+    in_registers(sch, [*unrolled, *inner])
     for producer in sch.get_producers(z):
         if sch.get(producer).name_hint == SPILL:
             sch.compute_inline(producer)
@@ -148,7 +168,7 @@ def accumulate_in_parts(
     sch.vectorize(sch.get_loops(sch.decompose_reduction(y, reductions[0]))[-1])
 
 
-def _place_epilogue(sch: Any, z: Any, at: Any, lanes: int) -> None:
+def place_epilogue(sch: Any, z: Any, at: Any, lanes: int) -> None:
     """Unrolled, straight from the registers; or, where it is long, as a loop over a copy of the tile on the stack.
 
     Unrolled over 28 accumulators a gelu keeps so much alive that LLVM spills through it and through the reduction
@@ -158,12 +178,12 @@ def _place_epilogue(sch: Any, z: Any, at: Any, lanes: int) -> None:
         if sch.get(producer).name_hint == SPILL:
             sch.reverse_compute_at(producer, at)
             sch.reverse_compute_at(z, at)
-            _in_registers(sch, _in_vectors(sch, _own_loops(sch, producer, at), lanes))
-            if own := _in_vectors(sch, _own_loops(sch, z, at), lanes):
+            in_registers(sch, _in_vectors(sch, own_loops(sch, producer, at), lanes))
+            if own := _in_vectors(sch, own_loops(sch, z, at), lanes):
                 sch.vectorize(own[-1])
             return
     sch.reverse_compute_at(z, at)
-    _in_registers(sch, _in_vectors(sch, _own_loops(sch, z, at), lanes))
+    in_registers(sch, _in_vectors(sch, own_loops(sch, z, at), lanes))
 
 
 def _in_vectors(sch: Any, loops: Sequence[Any], lanes: int) -> list[Any]:
@@ -177,17 +197,17 @@ def accumulate_apart(
     sch: Any, y: Any, z: Any, at: Any, *, reductions: Sequence[Any], inner: Sequence[Any], unrolled: Sequence[Any] = ()
 ) -> None:
     """As `accumulate`, with the epilogue as a pass of its own: for rows of the result that no vector divides."""
-    _in_registers(sch, [*unrolled, *inner])
-    _in_registers(sch, _own_loops(sch, sch.decompose_reduction(y, reductions[0]), at))
+    in_registers(sch, [*unrolled, *inner])
+    in_registers(sch, own_loops(sch, sch.decompose_reduction(y, reductions[0]), at))
 
 
-def _in_registers(sch: Any, loops: Sequence[Any]) -> None:
+def in_registers(sch: Any, loops: Sequence[Any]) -> None:
     sch.vectorize(loops[-1])
     for loop in loops[:-1]:
         sch.unroll(loop)
 
 
-def _own_loops(sch: Any, sblock: Any, at: Any) -> list[Any]:
+def own_loops(sch: Any, sblock: Any, at: Any) -> list[Any]:
     """Loops of `sblock` below `at`."""
     loops = list(sch.get_loops(sblock))
     refs = [sch.get(loop) for loop in loops]

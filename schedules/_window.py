@@ -8,11 +8,11 @@ an image (`parts`)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from convc.algorithm import Config
+from convc.algorithm import Config, unevenness
 from convc.problem import Problem
 from convc.schedules import _tile
 from convc.target import Target
@@ -89,23 +89,6 @@ def _parts(p: Problem, rw: int, rh: int, *, blocks: int, threads: int) -> int:
     tiles = p.o[-2] // rh if p.rank > 1 else p.o[-1] // rw if p.o[-1] % rw == 0 else 1
     divisors = (n for n in range(1, min(tiles, 64 * threads) + 1) if tiles % n == 0)
     return min(divisors, key=lambda n: (round(unevenness(p.mb * blocks * n, threads), 1), n))
-
-
-def unevenness(tasks: int, threads: int) -> float:
-    """Time of equal tasks on `threads`, as a multiple of what it would be if they could be cut at will."""
-    return -(-tasks // threads) * threads / tasks
-
-
-def ranked(
-    p: Problem, target: Target, found: Iterable[Config], seconds: Callable[[Problem, Target, Config], float],
-    *, blocks: int,
-) -> list[Config]:
-    """`found` by modelled time on the target's threads."""
-
-    def cost(c: Config) -> float:
-        return seconds(p, target, c) * unevenness(p.mb * blocks * c["parts"], target.threads)
-
-    return sorted(found, key=cost)
 
 
 def cycles(p: Problem, c: Config, *, width: int, end: float) -> float:

@@ -30,7 +30,7 @@ def refuses(p: Problem, target: Target) -> str | None:
 def space(p: Problem, target: Target) -> Sequence[Config]:
     blocks = -(-p.oc // target.lanes)
     found = _window.configs(p, target, _tiles(p, target), blocks=blocks)
-    return _window.ranked(p, target, found, seconds, blocks=blocks)[:64]
+    return _tile.ranked(p, target, found, seconds, tasks)[:64]
 
 
 def _tiles(p: Problem, target: Target) -> Iterator[tuple[int, int]]:
@@ -95,6 +95,10 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     _window.skip(sch, sch.get_sblock("y_update"))
 
 
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    return int(p.mb * -(-p.oc // target.lanes) * c["parts"])
+
+
 def error(p: Problem, c: Config) -> float:
     """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
     return float(p.reduction)
@@ -115,4 +119,5 @@ ALGORITHM = Algorithm(
     schedule={"cpu": schedule},
     error=error,
     memory=memory,
+    tasks=tasks,
 )

@@ -40,7 +40,7 @@ def _height(p: Problem) -> int:
 
 @lru_cache(maxsize=4096)
 def space(p: Problem, target: Target) -> Sequence[Config]:
-    return sorted(_configs(p, target), key=lambda c: seconds(p, target, c))[:64]
+    return _tile.ranked(p, target, _configs(p, target), seconds, tasks)[:64]
 
 
 def _configs(p: Problem, target: Target) -> Iterator[Config]:
@@ -165,6 +165,11 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     _tile.accumulate(sch, y, z, wo, reductions=outer, inner=[*hi, v, lane], unrolled=unrolled)
 
 
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    chunks = -(-p.o[-2] // (c["rh"] * c["tiles"])) if p.rank > 1 else 1
+    return p.mb * p.oc * math.prod(p.o[:-2]) * chunks
+
+
 def error(p: Problem, c: Config) -> float:
     """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
     return float(p.reduction)
@@ -186,4 +191,5 @@ ALGORITHM = Algorithm(
     schedule={"cpu": schedule},
     error=error,
     memory=memory,
+    tasks=tasks,
 )

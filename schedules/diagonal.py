@@ -30,10 +30,10 @@ def refuses(p: Problem, target: Target) -> str | None:
 
 @lru_cache(maxsize=4096)
 def space(p: Problem, target: Target) -> Sequence[Config]:
-    blocks, found = -(-p.oc // target.lanes), []
+    found: list[Config] = []
     for xb in (target.lanes, 1):
-        found += _window.ranked(p, target, _configs(p, target, xb), seconds, blocks=blocks)[:48]
-    return _window.ranked(p, target, found, seconds, blocks=blocks)
+        found += _tile.ranked(p, target, _configs(p, target, xb), seconds, tasks)[:48]
+    return _tile.ranked(p, target, found, seconds, tasks)
 
 
 def _configs(p: Problem, target: Target, xb: int) -> Iterator[Config]:
@@ -135,6 +135,10 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     _window.skip(sch, sch.get_sblock("y_update"))
 
 
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    return int(p.mb * -(-p.oc // target.lanes) * c["parts"])
+
+
 def error(p: Problem, c: Config) -> float:
     """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1); zeros add none."""
     return float(p.reduction)
@@ -155,4 +159,5 @@ ALGORITHM = Algorithm(
     schedule={"cpu": schedule},
     error=error,
     memory=memory,
+    tasks=tasks,
 )

@@ -36,8 +36,7 @@ def space(p: Problem, target: Target) -> Sequence[Config]:
     blocks = [target.lanes, 1] if p.ic > 1 else [1]
     found: list[Config] = []
     for xb in blocks:
-        ranked = sorted(_configs(p, target, xb), key=lambda c: seconds(p, target, c))
-        found += ranked[:64]
+        found += _tile.ranked(p, target, _configs(p, target, xb), seconds, tasks)[:64]
     return found
 
 
@@ -60,12 +59,8 @@ def _heights(p: Problem, rw: int, v: int, target: Target) -> list[int]:
 
 
 def _chunks(p: Problem, target: Target, rh: int) -> list[int]:
-    """Output rows computed at once, with their padded input rows in cache; as many chunks for every thread."""
-    if p.rank < 2:
-        return [1]
-    found = [h for h in _tile.divisors(p.o[-2]) if h % rh == 0]
-    fair = [h for h in found if p.mb * p.o[-2] // h % target.threads == 0]
-    return fair or found
+    """Output rows computed at once, with their padded input rows in cache."""
+    return [h for h in _tile.divisors(p.o[-2]) if h % rh == 0] if p.rank > 1 else [1]
 
 
 def _parts(p: Problem, target: Target, c: Config) -> list[int]:
@@ -88,7 +83,8 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     rolled = 0.5 * p.reduction / c["ku"] * rows * groups * (whole + bool(rest))
     passes = _pieces(p, c)
     chunk = _chunk_bytes(p, c)
-    copied = passes * chunk / (2 * target.lanes) if _needs_padding(p) else 0.0  # a load and a store a vector
+    vectors = passes * _shares(p, target, c) * chunk / (4 * target.lanes)
+    copied = 2 * vectors if _needs_padding(p) else 0.0  # a load and a store
     weights = _tile.streamed_cycles(4 * p.oc * p.reduction, passes, target)
     x = _tile.streamed_cycles(chunk, groups / p.g, target) * passes
     # Row-major x: each channel of a pixel lies on a cache line of its own, at stride 2 on twice as many of them.
@@ -101,6 +97,14 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
 def _pieces(p: Problem, c: Config) -> int:
     """Chunks of rows: pieces of work that share nothing."""
     return p.mb if p.rank == 1 else p.mb * math.prod(p.o[:-1]) // c["hc"]
+
+
+def _shares(p: Problem, target: Target, c: Config) -> int:
+    return _tile.shares(_pieces(p, c), p.g * -(-p.ocg // target.lanes) // c["v"], target)
+
+
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    return _pieces(p, c) * _shares(p, target, c)
 
 
 def _chunk_bytes(p: Problem, c: Config) -> int:
@@ -188,8 +192,8 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         chunk, row, hi = sch.split(o[-2], [None, c["hc"] // c["rh"], c["rh"]])
         sch.reorder(n, *o[:-2], chunk, tile, *parts, row, wo, co, *k, c0, c1, hi, wi, v, lane)
         outer, inner = [n, *o[:-2], chunk], [hi, wi, v, lane]
-    if target.threads > 1 and _pieces(p, c) % target.threads:
-        share, tile = sch.split(tile, [target.threads, None])  # a share pads its rows once for all of its tiles
+    if (shares := _shares(p, target, c)) > 1:
+        share, tile = sch.split(tile, [shares, None])  # a share pads its rows once for all of its tiles
         sch.reorder(share, tile)
         sch.reorder(*outer, share)
         outer.append(share)
@@ -227,4 +231,5 @@ ALGORITHM = Algorithm(
     schedule={"cpu": schedule},
     error=error,
     memory=memory,
+    tasks=tasks,
 )

@@ -36,7 +36,7 @@ def refuses(p: Problem, target: Target) -> str | None:
 def space(p: Problem, target: Target) -> Sequence[Config]:
     blocks = -(-p.ic // target.lanes)
     found = _window.configs(p, target, _tiles(p, target), blocks=blocks, width=p.ocg)
-    return _window.ranked(p, target, found, seconds, blocks=blocks)[:64]
+    return _tile.ranked(p, target, found, seconds, tasks)[:64]
 
 
 def _tiles(p: Problem, target: Target) -> list[tuple[int, int]]:
@@ -116,25 +116,29 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     block, narrow = sch.split(block, [None, p.ocg // p.icg])
     part, rows, wo, pixels = _window.tile_loops(sch, o, c)
     sch.reorder(n, block, part, *rows, wo, *pixels, narrow, lane)
-    _tile._in_registers(sch, [*pixels, narrow, lane])
+    _tile.in_registers(sch, [*pixels, narrow, lane])
     task = sch.fuse(n, block, part)
     if target.threads > 1:
         sch.parallel(task)
     if _window.unrolls(p, c):
         sch.unroll(wo)
-    _tile._place_epilogue(sch, z, wo)
+    _tile.place_epilogue(sch, z, wo, target.lanes)
     sch.compute_at(a, wo, preserve_unit_loops=True)
     _sum_taps(sch, a, wo, p, c)
 
 
 def _sum_taps(sch: Any, a: Any, at: Any, p: Problem, c: Config) -> None:
-    _, _, *rest = _tile._own_loops(sch, a, at)
+    _, _, *rest = _tile.own_loops(sch, a, at)
     own, (*outer_taps, tap) = rest[: p.rank + 2], rest[p.rank + 2 :]
     sch.reorder(*outer_taps, tap, *own)
-    _tile._in_registers(sch, [*(outer_taps if c["ku"] else []), tap, *own])
+    _tile.in_registers(sch, [*(outer_taps if c["ku"] else []), tap, *own])
     init = sch.decompose_reduction(a, [*outer_taps, tap][0])
-    _tile._in_registers(sch, _tile._own_loops(sch, init, at))
+    _tile.in_registers(sch, _tile.own_loops(sch, init, at))
     _window.skip(sch, sch.get_sblock("a_update"))
+
+
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    return int(p.mb * -(-p.ic // target.lanes) * c["parts"])
 
 
 def error(p: Problem, c: Config) -> float:
@@ -157,4 +161,5 @@ ALGORITHM = Algorithm(
     schedule={"cpu": schedule},
     error=error,
     memory=memory,
+    tasks=tasks,
 )

@@ -323,6 +323,10 @@ def _place_window(sch: Any, p: Problem, c: Config, task: Any) -> None:
         sch.annotate(block, "pragma_loop_partition_hint", 1)
 
 
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    return p.mb * math.prod(_tasks(p, c)) * _parts(p, target, c)
+
+
 def error(p: Problem, c: Config) -> float:
     """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
     return float(p.reduction)
@@ -344,4 +348,5 @@ ALGORITHM = Algorithm(
     schedule={"cpu": schedule},
     error=error,
     memory=memory,
+    tasks=tasks,
 )

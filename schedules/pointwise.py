@@ -134,8 +134,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         parts = [part]
     sch.reorder(n, chunk, tile, *parts, ro, co, c0, c1, ri, v, lane)
     if target.threads > 1:
-        even = p.mb * -(-p.o[0] // c["rc"]) % target.threads == 0
-        sch.parallel(sch.fuse(n, chunk) if even else sch.fuse(n, chunk, tile))
+        sch.parallel(sch.fuse(n, chunk) if _is_even(p, target, c) else sch.fuse(n, chunk, tile))
     inner, unrolled = [ri, v, lane], [c1]
     if parts:
         _tile.accumulate_in_parts(sch, y, z, tile, reductions=parts, inner=inner, unrolled=unrolled)
@@ -143,6 +142,15 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         _tile.accumulate_apart(sch, y, z, ro, reductions=[co], inner=inner, unrolled=unrolled)
     else:
         _tile.accumulate(sch, y, z, ro, reductions=[co], inner=inner, unrolled=unrolled)
+
+
+def _is_even(p: Problem, target: Target, c: Config) -> bool:
+    return p.mb * -(-p.o[0] // c["rc"]) % target.threads == 0
+
+
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    chunks = p.mb * -(-p.o[0] // c["rc"])
+    return chunks if _is_even(p, target, c) else chunks * -(-p.oc // c["lanes"]) // c["v"]
 
 
 def error(p: Problem, c: Config) -> float:
@@ -167,4 +175,5 @@ ALGORITHM = Algorithm(
     schedule={"cpu": schedule},
     error=error,
     memory=memory,
+    tasks=tasks,
 )

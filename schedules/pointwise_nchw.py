@@ -36,7 +36,7 @@ def refuses(p: Problem, target: Target) -> str | None:
 
 @lru_cache(maxsize=4096)
 def space(p: Problem, target: Target) -> Sequence[Config]:
-    return sorted(_configs(p, target), key=lambda c: seconds(p, target, c))[:96]
+    return _tile.ranked(p, target, _configs(p, target), seconds, tasks)[:96]
 
 
 def _configs(p: Problem, target: Target) -> Iterator[Config]:
@@ -52,23 +52,23 @@ def _configs(p: Problem, target: Target) -> Iterator[Config]:
 
 
 def _chunks(p: Problem, target: Target, v: int) -> set[int]:
-    """Panels packed at once, which all output channels pass over: as many as fill half of L2, or a quarter; even shares
-    for threads."""
+    """Panels packed at once, which all output channels pass over: as many as fill half of L2, or a quarter; the same
+    with even shares for threads."""
     panels = -(-p.o[0] // target.lanes) // v
     whole = _tile.divisors(panels)
-    fair = [d for d in whole if p.mb * panels // d % target.threads == 0] or list(whole)
+    fair = [d for d in whole if p.mb * panels // d % target.threads == 0] if target.threads > 1 else []
     room = [target.l2 // part // (4 * p.ic * v * target.lanes) for part in (2, 4)]
-    return {max((d for d in fair if d <= most), default=fair[0]) for most in room}
+    return {max((d for d in some if d <= most), default=some[0]) for some in (whole, fair) if some for most in room}
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:
     """Register tiles, the rolled loop, the packing of x, and the weights that every chunk streams again."""
     panels = p.mb * -(-p.o[0] // (c["v"] * c["width"]))
-    chunks = panels // c["panels"]
+    chunks, shares = _chunk_count(p, c), _shares(p, target, c)
     tiles = panels * _tile.row_cycles(p.oc, c["r"], c["v"], p.ic, target)
     rolled = 0.5 * panels * -(-p.oc // c["r"]) * p.ic / c["ku"]
     x, y = (4 * p.mb * n * p.o[0] for n in (p.ic, p.oc))
-    packed = 2.0 * panels * p.ic * c["v"] + _tile.streamed_cycles(x, 1, target) * (x > target.l2 // 2)
+    packed = 2.0 * shares * panels * p.ic * c["v"] + _tile.streamed_cycles(x, 1, target) * (x > target.l2 // 2)
     streamed = _tile.streamed_cycles(4 * p.ic * p.oc, chunks, target) + 0.5 * _tile.streamed_cycles(y, 1, target)
     return (math.hypot(tiles, streamed) + rolled + packed) / 3e9
 
@@ -112,13 +112,14 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     y, z, packed = (sch.get_sblock(name) for name in ("y", "z", "panels"))
     n, o, pixel, k = sch.get_loops(y)
     tile, ri = sch.split(o, [None, c["r"]])
+    share, tile = sch.split(tile, [_shares(p, target, c), None])
     chunk, panel, v, lane = sch.split(pixel, [None, c["panels"], c["v"], c["width"]])
     k0, k1 = sch.split(k, [None, c["ku"]])
-    sch.reorder(n, chunk, tile, panel, k0, k1, ri, v, lane)
+    sch.reorder(n, chunk, share, tile, panel, k0, k1, ri, v, lane)
     for loop, tail in ((tile, p.oc % c["r"]), (panel, p.o[0] % (c["v"] * c["width"]))):
         if tail:
             sch.annotate(loop, "pragma_loop_partition_hint", 1)
-    task = sch.fuse(n, chunk)
+    task = sch.fuse(n, chunk, share)
     if target.threads > 1:
         sch.parallel(task)
     sch.compute_at(packed, task, preserve_unit_loops=True)
@@ -127,6 +128,18 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     sch.annotate(column, "pragma_loop_partition_hint", 1)
     sch.vectorize(element)
     _tile.accumulate(sch, y, z, panel, reductions=[k0], inner=[ri, v, lane], unrolled=[k1])
+
+
+def _shares(p: Problem, target: Target, c: Config) -> int:
+    return _tile.shares(_chunk_count(p, c), -(-p.oc // c["r"]), target)
+
+
+def _chunk_count(p: Problem, c: Config) -> int:
+    return p.mb * -(-p.o[0] // (c["v"] * c["width"])) // c["panels"]
+
+
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    return _chunk_count(p, c) * _shares(p, target, c)
 
 
 def error(p: Problem, c: Config) -> float:
@@ -150,4 +163,5 @@ ALGORITHM = Algorithm(
     schedule={"cpu": schedule},
     error=error,
     memory=memory,
+    tasks=tasks,
 )

@@ -290,6 +290,10 @@ def _in_registers(sch: Any, loops: Sequence[Any]) -> None:
         sch.unroll(loop)
 
 
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    return _tasks(p, c) * _parts(p, target, c)
+
+
 def error(p: Problem, c: Config) -> float:
     """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
     return float(p.icg * math.prod(_depth(p, axis) for axis in range(p.rank)))
@@ -316,4 +320,5 @@ ALGORITHM = Algorithm(
     schedule={"cpu": schedule},
     error=error,
     memory=memory,
+    tasks=tasks,
 )

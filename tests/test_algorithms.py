@@ -193,6 +193,7 @@ NETWORK_LAYERS = [
     "mb1_ic3ih35_oc32oh18_kh3sh2ph1",
     "mb1_ic3ih32_oc16oh16_kh7sh2ph3",
     "mb1_ic96ih7_oc40oh7_kh1",
+    "mb1_ic48ih14_oc72oh14_kh1",
     "mb2_ic32ih9_oc64oh5_kh1sh2",
     "g32mb1_ic32ih14_oc32oh14_kh3ph1",
     "g40mb1_ic40ih15_oc40oh8_kh5sh2ph2",

@@ -27,8 +27,8 @@ Records = Callable[[Problem], Sequence[Measured]]
 
 @dataclass(frozen=True)
 class Offer:
-    """The best config of one algorithm for one pair of layouts: seconds on one thread, error bound relative to
-    sum(|x * w|), workspace in bytes per thread."""
+    """The best config of one algorithm for one pair of layouts: processor seconds (Algorithm.cost), error bound
+    relative to sum(|x * w|), workspace in bytes per thread."""
 
     choice: Choice
     seconds: float
@@ -65,7 +65,7 @@ def offers(problem: Problem, target: Target, *, max_rel_err: float, records: Rec
     measured = [_offer(taken[m.choice.algorithm], problem, m.choice.config, m.seconds) for m in known]
 
     def model(choice: Choice) -> float:
-        return taken[choice.algorithm].seconds(problem, target, choice.config)
+        return taken[choice.algorithm].cost(problem, target, choice.config)
 
     return _merge([o for o in modelled if o.error <= limit], [m for m in measured if m.error <= limit], model)
 
@@ -98,7 +98,7 @@ def _row(algorithm: Algorithm, problem: Problem, target: Target) -> Row:
 def _by_layout(algorithm: Algorithm, problem: Problem, target: Target) -> list[Offer]:
     best: dict[tuple[int, int], tuple[float, Config]] = {}
     for config in algorithm.space(problem, target):
-        pair, seconds = (config["xb"], config["yb"]), algorithm.seconds(problem, target, config)
+        pair, seconds = (config["xb"], config["yb"]), algorithm.cost(problem, target, config)
         if pair not in best or seconds < best[pair][0]:
             best[pair] = (seconds, config)
     return [_offer(algorithm, problem, config, seconds) for seconds, config in best.values()]
