@@ -48,8 +48,7 @@ def _configs(p: Problem, target: Target) -> Iterator[Config]:
     heights = {-(-p.o[-2] // n) for n in range(1, p.o[-2] + 1)} if p.rank > 1 else {1}
     for v in (v for v in _tile.divisors(vectors) if v <= 4):
         for rh in sorted(heights):
-            rows = rh if p.rank < 2 else (rh - 1) * min(p.s[-2], 2) + (p.k[-2] - 1) * min(p.d[-2], 2) + 1
-            if (rh + min(rows, rh + _height(p))) * v + 1 > target.registers:
+            if (rh + rh + _height(p) - 1) * v + 1 > target.registers:  # rows of y, and of x under a column of taps
                 continue
             for ku in (0, 1):
                 if rh * v * _height(p) * (p.k[-1] if ku else 1) <= MOST:
@@ -93,7 +92,7 @@ def _padded(p: Problem, c: Config) -> tuple[int, ...]:
 
 def _slots(p: Problem, c: Config) -> tuple[int, ...]:
     """Extents of one copy: rows per axis, remainders of the stride, columns of each remainder."""
-    o = list(_padded(p, c))
+    o = [*([1] * p.rank)[:-1], _padded(p, c)[-1]]
     if p.rank > 1:
         o[-2] = c["rh"] * c["tiles"]
     *rows, _ = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(o, p.s, p.k, p.d, strict=True)]
@@ -176,7 +175,7 @@ def error(p: Problem, c: Config) -> float:
 
 
 def memory(p: Problem, c: Config) -> int:
-    """The padded copy of one plane."""
+    """The padded copy of the rows that one task reads."""
     return 4 * math.prod(_slots(p, c))
 
 
