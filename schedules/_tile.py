@@ -39,6 +39,11 @@ def shares(pieces: int, tiles: int, target: Target) -> int:
     return next(n for n in found if unevenness(pieces * n, target.threads) <= 1.05 * best)
 
 
+def recursive_error(p: Problem, c: Config) -> float:
+    """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
+    return float(p.reduction)
+
+
 @cache
 def divisors(n: int) -> tuple[int, ...]:
     return tuple(d for d in range(1, n + 1) if n % d == 0)

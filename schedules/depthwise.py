@@ -99,11 +99,6 @@ def tasks(p: Problem, target: Target, c: Config) -> int:
     return int(p.mb * -(-p.oc // target.lanes) * c["parts"])
 
 
-def error(p: Problem, c: Config) -> float:
-    """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
-    return float(p.reduction)
-
-
 def memory(p: Problem, c: Config) -> int:
     return 0
 
@@ -117,7 +112,7 @@ ALGORITHM = Algorithm(
     pack=pack,
     define=define,
     schedule={"cpu": schedule},
-    error=error,
+    error=_tile.recursive_error,
     memory=memory,
     tasks=tasks,
 )

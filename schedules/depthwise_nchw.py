@@ -60,7 +60,7 @@ def _chunks(p: Problem, target: Target, c: Config) -> set[int]:
     """Row tiles whose rows of x are copied at once: all of a plane, and as many as half of L1 holds the rows of."""
     count = -(-p.o[-2] // c["rh"]) if p.rank > 1 else 1
     whole = _tile.divisors(count)
-    small = [n for n in whole if 4 * math.prod(_slots(p, {**c, "tiles": n})) <= target.l1 // 2]
+    small = [n for n in whole if 4 * math.prod(_slots(p, _task(p, {**c, "tiles": n}))) <= target.l1 // 2]
     return {count, max(small, default=1)}
 
 
@@ -74,7 +74,7 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     loads = ((rh + high - 1) * v * 1.5 + high * rh * 0.5) / _tile.LOAD_PORTS
     columns = p.taps // high
     tile = columns * (max(fma, loads, _tile.FMA_LATENCY) + (0 if c["ku"] else 1)) + 3 * rh * v + 10
-    slots = _slots(p, c)
+    slots = _slots(p, _task(p, c))
     copied = math.prod(slots) * (2.5 / c["width"] if p.s[-1] == 1 else 0.6) + 4 * math.prod(slots[:-1])
     copied *= tiles / across / c["tiles"]
     moved = _tile.streamed_cycles(4 * p.mb * (p.ic * math.prod(p.i) + p.oc * math.prod(p.o)), 1, target)
@@ -90,19 +90,17 @@ def _padded(p: Problem, c: Config) -> tuple[int, ...]:
     return tuple(-(-o // t) * t for o, t in zip(p.o, tile, strict=True))
 
 
-def _slots(p: Problem, c: Config) -> tuple[int, ...]:
-    """Extents of one copy: rows per axis, remainders of the stride, columns of each remainder."""
-    o = [*([1] * p.rank)[:-1], _padded(p, c)[-1]]
-    if p.rank > 1:
-        o[-2] = c["rh"] * c["tiles"]
+def _task(p: Problem, c: Config) -> tuple[int, ...]:
+    """Extents of the pixels of y that share a copy: row tiles, along the last axes."""
+    rows = [1] * (p.rank - 2) + [c["rh"] * c["tiles"]] * (p.rank > 1)
+    return (*rows, _padded(p, c)[-1])
+
+
+def _slots(p: Problem, o: Sequence[int]) -> tuple[int, ...]:
+    """Extents of x as copied for pixels `o` of y: rows per axis, remainders of the stride, columns of each."""
     *rows, _ = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(o, p.s, p.k, p.d, strict=True)]
-    return (*rows, *_columns(p, o[-1]))
-
-
-def _columns(p: Problem, wide: int) -> tuple[int, int]:
-    """Remainders that the taps of a row meet, and columns of each for `wide` pixels of y."""
     reach = (p.k[-1] - 1) * p.d[-1]
-    return min(p.s[-1], reach + 1), wide + reach // p.s[-1]
+    return (*rows, min(p.s[-1], reach + 1), o[-1] + reach // p.s[-1])
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:
@@ -125,9 +123,7 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
         inside = [tirx.all(place >= 0, place < i) for place, i in zip(places, p.i, strict=True)]
         return tirx.if_then_else(tirx.all(*inside), found, tirx.const(0, x.dtype))
 
-    o = _padded(p, c)
-    *rows, _ = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(o, p.s, p.k, p.d, strict=True)]
-    xp = te.compute((p.mb, p.ic, *rows, *_columns(p, o[-1])), copied, name="xp")
+    xp = te.compute((p.mb, p.ic, *_slots(p, _padded(p, c))), copied, name="xp")
     taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(p.k)]
 
     def value(n: Any, o: Any, *at: Any) -> Any:
@@ -169,14 +165,9 @@ def tasks(p: Problem, target: Target, c: Config) -> int:
     return p.mb * p.oc * math.prod(p.o[:-2]) * chunks
 
 
-def error(p: Problem, c: Config) -> float:
-    """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
-    return float(p.reduction)
-
-
 def memory(p: Problem, c: Config) -> int:
     """The padded copy of the rows that one task reads."""
-    return 4 * math.prod(_slots(p, c))
+    return 4 * math.prod(_slots(p, _task(p, c)))
 
 
 ALGORITHM = Algorithm(
@@ -188,7 +179,7 @@ ALGORITHM = Algorithm(
     pack=pack,
     define=define,
     schedule={"cpu": schedule},
-    error=error,
+    error=_tile.recursive_error,
     memory=memory,
     tasks=tasks,
 )

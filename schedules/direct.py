@@ -210,11 +210,6 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         _tile.accumulate(sch, y, z, wo, reductions=[co], inner=inner, unrolled=[c1])
 
 
-def error(p: Problem, c: Config) -> float:
-    """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
-    return float(p.reduction)
-
-
 def memory(p: Problem, c: Config) -> int:
     held = 4 * c["yb"] * _held(p, c) if c["kc"] < p.icg // c["kb"] else 0
     return held + (_chunk_bytes(p, c) if _needs_padding(p) else 0)
@@ -229,7 +224,7 @@ ALGORITHM = Algorithm(
     pack=pack,
     define=define,
     schedule={"cpu": schedule},
-    error=error,
+    error=_tile.recursive_error,
     memory=memory,
     tasks=tasks,
 )

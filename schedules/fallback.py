@@ -188,11 +188,6 @@ def _spread(sch: Any, loop: Any, target: Target) -> None:
         sch.parallel(loop)
 
 
-def error(p: Problem, c: Config) -> float:
-    """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
-    return float(p.reduction)
-
-
 def memory(p: Problem, c: Config) -> int:
     """Padded x, and y where the epilogue is a pass of its own."""
     size, total = BYTES.get(p.dtype, 4), 0
@@ -212,6 +207,6 @@ ALGORITHM = Algorithm(
     pack=pack,
     define=define,
     schedule={"cpu": schedule},
-    error=error,
+    error=_tile.recursive_error,
     memory=memory,
 )

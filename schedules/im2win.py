@@ -327,11 +327,6 @@ def tasks(p: Problem, target: Target, c: Config) -> int:
     return p.mb * math.prod(_tasks(p, c)) * _parts(p, target, c)
 
 
-def error(p: Problem, c: Config) -> float:
-    """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
-    return float(p.reduction)
-
-
 def memory(p: Problem, c: Config) -> int:
     """The window of one task."""
     return SIZES[p.dtype] * p.g * window(p, c).elements
@@ -346,7 +341,7 @@ ALGORITHM = Algorithm(
     pack=pack,
     define=define,
     schedule={"cpu": schedule},
-    error=error,
+    error=_tile.recursive_error,
     memory=memory,
     tasks=tasks,
 )

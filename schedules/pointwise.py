@@ -153,11 +153,6 @@ def tasks(p: Problem, target: Target, c: Config) -> int:
     return chunks if _is_even(p, target, c) else chunks * -(-p.oc // c["lanes"]) // c["v"]
 
 
-def error(p: Problem, c: Config) -> float:
-    """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
-    return float(p.reduction)
-
-
 def memory(p: Problem, c: Config) -> int:
     if c["yb"] % c["lanes"]:
         return 4 * p.mb * p.o[0] * -(-p.oc // c["lanes"]) * c["lanes"]
@@ -173,7 +168,7 @@ ALGORITHM = Algorithm(
     pack=pack,
     define=define,
     schedule={"cpu": schedule},
-    error=error,
+    error=_tile.recursive_error,
     memory=memory,
     tasks=tasks,
 )

@@ -142,11 +142,6 @@ def tasks(p: Problem, target: Target, c: Config) -> int:
     return _chunk_count(p, c) * _shares(p, target, c)
 
 
-def error(p: Problem, c: Config) -> float:
-    """Recursive summation of n products: n roundings a term at worst (Higham 2002, section 3.1)."""
-    return float(p.reduction)
-
-
 def memory(p: Problem, c: Config) -> int:
     """The panels of one chunk."""
     return 4 * p.ic * c["panels"] * c["v"] * c["width"]
@@ -161,7 +156,7 @@ ALGORITHM = Algorithm(
     pack=pack,
     define=define,
     schedule={"cpu": schedule},
-    error=error,
+    error=_tile.recursive_error,
     memory=memory,
     tasks=tasks,
 )

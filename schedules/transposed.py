@@ -243,15 +243,15 @@ def _in_place(sch: Any, p: Problem, c: Config, z: Any, acc: Any) -> None:
     sch.annotate(wo, "pragma_loop_partition_hint", 1)  # a tail gets code of its own instead of a test per pixel
     if copy := _copy_of_tile(sch, z):
         sch.compute_at(copy, wo, preserve_unit_loops=True)
-        _in_registers(sch, sch.get_loops(copy)[-(3 + p.rank) :])
+        _tile.in_registers(sch, sch.get_loops(copy)[-(3 + p.rank) :])
         sch.vectorize(lane)
     else:
-        _in_registers(sch, [wi, v, lane])
+        _tile.in_registers(sch, [wi, v, lane])
     sch.compute_at(acc, wo, preserve_unit_loops=True)
     _, vectors, pixel, lane, taps, c0, c1 = _own_loops(sch, p, c, acc)
     sch.reorder(*taps, c0, c1, pixel, vectors, lane)
-    _in_registers(sch, [c1, pixel, vectors, lane])
-    _in_registers(sch, sch.get_loops(sch.decompose_reduction(acc, taps[0]))[-3:])
+    _tile.in_registers(sch, [c1, pixel, vectors, lane])
+    _tile.in_registers(sch, sch.get_loops(sch.decompose_reduction(acc, taps[0]))[-3:])
 
 
 def _interleaved(sch: Any, p: Problem, c: Config, acc: Any, at: Any) -> None:
@@ -282,12 +282,6 @@ def _own_loops(sch: Any, p: Problem, c: Config, acc: Any) -> tuple[list[Any], An
     phases, (lane, *taps, ci) = own[2 + p.rank : 2 + 2 * p.rank], own[2 + 2 * p.rank :]
     c0, c1 = sch.split(ci, [None, c["ku"]])
     return phases, own[1], own[1 + p.rank], lane, taps, c0, c1
-
-
-def _in_registers(sch: Any, loops: Sequence[Any]) -> None:
-    sch.vectorize(loops[-1])
-    for loop in loops[:-1]:
-        sch.unroll(loop)
 
 
 def tasks(p: Problem, target: Target, c: Config) -> int:

@@ -165,14 +165,14 @@ def problems(draw: st.DrawFn) -> Problem:
 
     i, k, s, p, d = each(1, size), each(1, 4), each(1, 3), each(0, 3), each(1, 2)
     text = {"conv": lambda a, b, c, e, f: (a + 2 * e - (b - 1) * f - 1) // c + 1}
-    if kind in ("conv", "pointwise"):
+    if kind == "pointwise":
+        kind, k, s, p, d = "conv", (1,) * rank, (1,) * rank, (0,) * rank, (1,) * rank
+    if kind == "conv":
         o = tuple(text["conv"](*t) for t in zip(i, k, s, p, d, strict=True))
     else:
         o = tuple((a - 1) * c + (b - 1) * f + 1 - 2 * e for a, b, c, e, f in zip(i, k, s, p, d, strict=True))
     assume(min(o) >= 1)
     mb = draw(st.sampled_from([1, 1, 2]))
-    if kind == "pointwise":
-        return Problem(mb, g, g * icg, g * ocg, i, i, (1,) * rank, (1,) * rank, (0,) * rank, (1,) * rank)
     return Problem(mb, g, g * icg, g * ocg, i, o, k, s, p, d, kind)
 
 

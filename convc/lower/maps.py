@@ -7,7 +7,7 @@ result, tiles of it go through the stack.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -148,9 +148,7 @@ def _tile(
     nest = kernel.nest
     if down == nest.target.lanes and across % down == 0 and fits(down, *_dtypes(kernel, staged)):
         return _square_tile(kernel, place, staged, side=down, across=across)
-    tiles = {n: scratch(down * across, kernel.memories[n].type.dtype, "rows") for n in staged}
-    turned = {n: scratch(down * across, kernel.memories[n].type.dtype, "columns") for n in staged}
-    copies = kernel.source.copies
+    tiles = _scratch(kernel, staged, down * across, "rows")
 
     def row(a: int) -> Stmt:
         def copy(lane: Any, node: Node) -> Stmt:
@@ -160,27 +158,51 @@ def _tile(
 
         return block([nest.vector(down, partial(copy, node=node)) for node in staged])
 
+    def below(node: Node, b: int, lane: Any) -> Expr:
+        return get(tiles[node][0], lane * down + b)
+
+    made, rows = [made for _, made in tiles.values()], [row(a) for a in range(across)]
+    if kernel.source.copies:
+        return block([*made, *rows, *(_column(kernel, place, staged, below, b, across) for b in range(down))])
+    turned = _scratch(kernel, staged, down * across, "columns")
+
     def turn(b: int) -> Stmt:
         def move(lane: Any, node: Node) -> Stmt:
-            return put(turned[node][0], b * across + lane, lambda: get(tiles[node][0], lane * down + b))
+            return put(turned[node][0], b * across + lane, lambda: below(node, b, lane))
 
         return block([nest.vector(across, partial(move, node=node)) for node in staged])
 
-    def column(b: Any) -> Stmt:
-        def element(lane: Any) -> Stmt:
-            if copies:
-                values = {n: get(t, lane * down + b) for n, (t, _) in tiles.items()}
-            else:
-                values = {n: get(t, nest.simplify(b * across + lane)) for n, (t, _) in turned.items()}
-            index = place(b, lane)
-            return nest.store(kernel.result, index, lambda: kernel.source.value(index, instead=values))
+    made += [made for _, made in turned.values()]
+    return block([*made, *rows, *(turn(b) for b in range(down)), _columns(kernel, place, turned, down, across)])
 
-        return nest.vector(across, element)
 
-    made = [statement for _, statement in (*tiles.values(), *(() if copies else turned.values()))]
-    rows = [row(a) for a in range(across)]
-    columns = [column(b) for b in range(down)] if copies else [*(turn(b) for b in range(down)), nest.loop(down, column)]
-    return block([*made, *rows, *columns])
+def _scratch(kernel: Map, staged: Sequence[Node], count: int, name: str) -> dict[Node, tuple[Any, Stmt]]:
+    return {n: scratch(count, kernel.memories[n].type.dtype, name) for n in staged}
+
+
+def _columns(
+    kernel: Map, place: Callable[[Any, Any], list[Any]], turned: Mapping[Node, tuple[Any, Stmt]],
+    down: int, across: int,
+) -> Stmt:  # fmt: skip
+    """Every column of a tile that `turned` holds column by column, in a loop."""
+
+    def along(node: Node, b: Any, lane: Any) -> Expr:
+        return get(turned[node][0], kernel.nest.simplify(b * across + lane))
+
+    return kernel.nest.loop(down, lambda b: _column(kernel, place, list(turned), along, b, across))
+
+
+def _column(
+    kernel: Map, place: Callable[[Any, Any], list[Any]], staged: Sequence[Node],
+    value: Callable[[Node, Any, Any], Expr], b: Any, across: int,
+) -> Stmt:  # fmt: skip
+    """Column b of a tile, with value(node, b, lane) for what the source reads of `staged`."""
+
+    def element(lane: Any) -> Stmt:
+        index, values = place(b, lane), {n: value(n, b, lane) for n in staged}
+        return kernel.nest.store(kernel.result, index, lambda: kernel.source.value(index, instead=values))
+
+    return kernel.nest.vector(across, element)
 
 
 def _dtypes(kernel: Map, staged: Sequence[Node]) -> list[str]:
@@ -191,10 +213,12 @@ def _dtypes(kernel: Map, staged: Sequence[Node]) -> list[str]:
 def _square_tile(
     kernel: Map, place: Callable[[Any, Any], list[Any]], staged: Sequence[Node], *, side: int, across: int
 ) -> Stmt:
-    """As `_tile`, of whole squares of vectors, which are turned in registers."""
+    """As `_tile`, of whole squares of vectors, which are turned in registers; straight into the result where it is
+    nothing but what was read."""
     nest = kernel.nest
-    turned = {n: scratch(side * across, kernel.memories[n].type.dtype, "columns") for n in staged}
-    copies = kernel.source.copies
+    turned = _scratch(kernel, staged, side * across, "columns")
+    decided = not trace(kernel.source, place(nest.variable(side), nest.variable(across))).conditions
+    straight = kernel.source.copies and decided
 
     def vector(offset: Any) -> Expr:
         return tirx.Ramp(as_index(nest.simplify(offset)), number(1), side)
@@ -207,25 +231,17 @@ def _square_tile(
             return tirx.BufferLoad(memory.buffer, [vector(found.offsets[found.nodes.index(node)])])
 
         made, columns = transpose([row(a) for a in range(side)], memory.type.dtype)
-        if copies:
+        if straight:
             places = [(kernel.result.buffer, kernel.result.offset(place(b, first))) for b in range(side)]
         else:
             places = [(turned[node][0], b * across + first) for b in range(side)]
         stores = [tirx.BufferStore(b, c, [vector(at)]) for (b, at), c in zip(places, columns, strict=True)]
         return [*made, *stores]
 
-    def column(b: Any) -> Stmt:
-        def element(lane: Any) -> Stmt:
-            values = {n: get(t, nest.simplify(b * across + lane)) for n, (t, _) in turned.items()}
-            index = place(b, lane)
-            return nest.store(kernel.result, index, lambda: kernel.source.value(index, instead=values))
-
-        return nest.vector(across, element)
-
     squares = [s for first in range(0, across, side) for node in staged for s in square(node, first)]
-    if copies:
+    if straight:
         return block(squares)
-    return block([*(made for _, made in turned.values()), *squares, nest.loop(side, column)])
+    return block([*(made for _, made in turned.values()), *squares, _columns(kernel, place, turned, side, across)])
 
 
 def _zeros(kernel: Map, region: Region) -> list[Stmt]:

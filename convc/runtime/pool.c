@@ -1,9 +1,9 @@
 /* The thread pool: runs the tasks of one kernel at once. Linux, C11, no library but libc.
  *
- * The calling thread is task 0. Workers are made at the first call that wants them, spin between kernels for a while, then
- * sleep. They inherit the affinity of the thread that makes them and take no signals. The pool serves one caller at a
- * time; whoever finds it taken computes alone, so no caller ever waits for another one's kernels. After fork() the
- * child starts without workers and makes its own. */
+ * The calling thread is task 0. Workers are made at the first call that wants them, spin between kernels for a while,
+ * then sleep. They inherit the affinity of the thread that makes them and take no signals. The pool serves one caller
+ * at a time; whoever finds it taken computes alone, so no caller ever waits for another one's kernels. After fork()
+ * the child starts without workers and makes its own. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fenv.h>
