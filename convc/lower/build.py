@@ -15,6 +15,7 @@ from tvm import s_tir, tirx
 from tvm.ir import PointerType, PrimType
 from tvm.s_tir import Schedule
 
+from convc.lower.flatten import flatten
 from convc.target import Target
 
 # Above this a temporary comes from the caller's workspace. A register tile of 32 AVX-512 registers is 2 KiB;
@@ -90,7 +91,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
                 s_tir.transform.LowerMatchBuffer(),
                 s_tir.transform.StmtSimplify(),
                 s_tir.transform.LowerOpaqueBlock(),
-                tirx.transform.FlattenBuffer(),
+                flatten(),
                 tirx.transform.NarrowDataType(32),
                 s_tir.transform.LoopPartition(),
                 tirx.transform.VectorizeLoop(True),

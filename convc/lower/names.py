@@ -22,11 +22,13 @@ from convc.lower.vector_math import opaque
 
 def vectorize() -> Any:
     """In a pipeline what tirx.transform.VectorizeLoop(True) is, for functions whose stores may hold names."""
-    passes = [_each(reveal), tirx.transform.VectorizeLoop(True), _each(unname)]
+    passes = [each(reveal), tirx.transform.VectorizeLoop(True), each(unname)]
     return tvm.ir.transform.Sequential(passes)
 
 
-def _each(rule: Any) -> Any:
+def each(rule: Any) -> Any:
+    """In a pipeline: rule(function) for every function."""
+
     @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def run(module: Any, _context: Any) -> Any:
         return tvm.IRModule({gv: rule(fn) for gv, fn in module.functions_items()}, attrs=module.attrs)
