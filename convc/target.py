@@ -11,7 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from convc import llvm
 from convc.errors import UnsupportedError, UsageError
+from convc.rates import Rates, rates_of
 
 # What generated code needs at run time, by the widest unit that LLVM reports: (float32 lanes, vector registers).
 VECTOR_UNITS = (("avx512f", 16, 32), ("avx2", 8, 16), ("avx", 8, 16), ("sse2", 4, 16), ("neon", 4, 32))
@@ -23,7 +25,7 @@ KEYS = ("triple", "threads")
 class Target:
     """A CPU. `lanes` float32 lanes in a vector register, `registers` of them; caches in bytes per core.
 
-    `threads` is the number the schedules split work for; an artifact runs on any number.
+    `threads` is the number the schedules split work for; an artifact runs on any number. `rates` only rank configs.
     """
 
     arch: str
@@ -34,6 +36,7 @@ class Target:
     threads: int = 1
     l1: int = 32 << 10
     l2: int = 512 << 10
+    rates: Rates = Rates()
     kind: str = "cpu"
 
     def __str__(self) -> str:
@@ -58,7 +61,7 @@ def parse_target(text: str, *, threads: int | None = None) -> Target:
     options = _options(settings, text)
     kind, _, arch = head.partition("/")
     if kind == "native" and not arch:
-        arch = str(_llvm().llvm_get_system_cpu())
+        arch = llvm.host_cpu()
     elif kind == "cuda":
         raise UnsupportedError(f"target '{text}': this version builds for CPUs only; see `convc targets`")
     elif kind != "cpu" or not arch:
@@ -80,42 +83,35 @@ def _options(settings: list[str], text: str) -> Mapping[str, str]:
     return found
 
 
-def _llvm() -> Any:
-    from tvm.target import codegen  # the import takes over a second: only verbs that need it pay it
-
-    return codegen
-
-
 def _machine_of(arch: str) -> str:
     return "aarch64" if arch.startswith(("cortex-", "neoverse", "apple", "ampere", "a64fx")) else "x86_64"
 
 
 @lru_cache
 def _describe(arch: str, triple: str, text: str) -> Target:
-    from tvm.target import Target as TvmTarget
-
-    llvm = _llvm()
-    if not llvm.llvm_is_valid_cpu(arch, triple):
-        known = [str(a) for a in llvm.llvm_get_cpu_archlist(TvmTarget({"kind": "llvm", "mtriple": triple}))]
-        near = difflib.get_close_matches(arch, known, n=3)
+    if not llvm.is_cpu(arch, triple):
+        near = difflib.get_close_matches(arch, llvm.cpus(triple), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see `convc targets`"
         raise UsageError(f"target '{text}': LLVM knows no CPU '{arch}' for {triple}; {hint}")
-    full = TvmTarget({"kind": "llvm", "mcpu": arch, "mtriple": triple})
-    features = tuple(sorted(str(f) for f in llvm.llvm_get_cpu_features(full)))
+    features = llvm.cpu_features(arch, triple)
     unit = next((u for u in VECTOR_UNITS if u[0] in features), None)
     if unit is None:
         raise UnsupportedError(f"target '{text}': {arch} has no vector unit of {', '.join(u[0] for u in VECTOR_UNITS)}")
     # 48 KiB and 1-2 MiB is what CPUs with AVX-512 have, 32 KiB and 512 KiB the least of the others.
     l1, l2 = (48 << 10, 1 << 20) if unit[1] == 16 else (32 << 10, 512 << 10)
-    return Target(arch, triple, unit[1], unit[2], features, l1=l1, l2=l2)
+    rates = rates_of(f"cpu/{arch}", default=Rates(room=unit[2]))
+    return Target(arch, triple, unit[1], unit[2], features, l1=l1, l2=l2, rates=rates)
 
 
 def host_features() -> frozenset[str]:
     """The instruction sets this machine reports, in /proc/cpuinfo's words; empty where it reports none."""
     info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return frozenset()
-    for line in info.read_text().splitlines():
+    return features_in(info.read_text()) if info.exists() else frozenset()
+
+
+def features_in(cpuinfo: str) -> frozenset[str]:
+    """Those of the first processor that a text as /proc/cpuinfo tells of."""
+    for line in cpuinfo.splitlines():
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()

@@ -11,13 +11,7 @@ from convc.algorithm import Config, unevenness
 from convc.problem import Problem
 from convc.target import Target
 
-FMA_PORTS = 2
-LOAD_PORTS = 2
-FMA_LATENCY = 4
-L2_BYTES_PER_CYCLE = 32  # sustained from L2 beside full FMA rate; the nominal 48-64 is not reached
-BEYOND_L2_BYTES_PER_CYCLE = 8  # L3 and memory, one core, with the hardware's prefetch
 SPILL = "t"  # the sblock that copies y's tile for a long epilogue
-STEP_OVERHEAD = 0.75  # cycles a step lost to everything else: why 14 x 2 beats 4 x 4 by a tenth
 UNROLL = 64  # multiply-adds in an unrolled body: more gains nothing and leaves the micro-op cache
 
 
@@ -50,12 +44,15 @@ def divisors(n: int) -> tuple[int, ...]:
 
 
 def step_cycles(pixels: int, vectors: int, reduction: int, target: Target) -> float:
-    """Cycles of one reduction step of a tile: the tightest of FMA ports, FMA latency, load ports and L2 bandwidth."""
-    fma = pixels * vectors / FMA_PORTS
-    loads = (pixels + vectors) / LOAD_PORTS
+    """Cycles of one reduction step of a tile: the tightest of FMA ports, FMA latency, load ports and L2 bandwidth;
+    more where the tile, its weights and a broadcast fill more registers than the compiler handles without spills."""
+    rates = target.rates
+    fma = pixels * vectors / rates.fma
+    loads = (pixels + vectors) / rates.load
     weights = vectors * target.lanes * 4
-    streamed = weights / L2_BYTES_PER_CYCLE if reduction * weights > 0.75 * target.l1 else 0.0
-    return max(fma, loads, streamed, FMA_LATENCY) + STEP_OVERHEAD
+    streamed = weights / rates.l2 if reduction * weights > 0.75 * target.l1 else 0.0
+    crowded = max(0, pixels * vectors + vectors + 1 - rates.room) * rates.crowd
+    return max(fma, loads, streamed, rates.latency) * (1 + crowded) + rates.step
 
 
 def tile_cycles(pixels: int, vectors: int, reduction: int, target: Target) -> float:
@@ -106,7 +103,7 @@ def exposed_cycles(streamed: float, parts: int, held: int) -> float:
 def streamed_cycles(size: float, passes: float, target: Target) -> float:
     """Cycles to bring `size` bytes from beyond L2 `passes` times, where one pass already leaves nothing in L2."""
     again = passes if size > 0.8 * target.l2 else 1
-    return size * again / BEYOND_L2_BYTES_PER_CYCLE
+    return size * again / target.rates.far
 
 
 def tiles(extent: int, blocks: int, target: Target, *, depth: int = 16) -> Iterator[tuple[int, int]]:

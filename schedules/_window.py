@@ -14,7 +14,6 @@ from typing import Any
 
 from convc.algorithm import Config, unevenness
 from convc.problem import Problem
-from convc.schedules import _tile
 from convc.target import Target
 
 MOST = 1300  # multiply-adds in the code of a kernel: more of them leave the micro-op cache
@@ -91,20 +90,21 @@ def _parts(p: Problem, rw: int, rh: int, *, blocks: int, threads: int) -> int:
     return min(divisors, key=lambda n: (round(unevenness(p.mb * blocks * n, threads), 1), n))
 
 
-def cycles(p: Problem, c: Config, *, width: int, end: float) -> float:
+def cycles(p: Problem, target: Target, c: Config, *, width: int, end: float) -> float:
     """Cycles for one block of channels: multiply-adds inside x, loads and conditions of every row of taps, tile ends.
 
     Every vector of x meets `width` vectors of weights a tap; a pixel costs `end` when its sums are complete.
     """
+    rates = target.rates
     rw, rh = c["rw"], c["rh"]
     across = -(-p.o[-1] // rw)
     tiles = math.prod(p.o[:-1]) / rh * across
     taps = [pairs(p, axis) for axis in range(p.rank)]
     rows = math.prod(taps[:-1]) / rh * across
     chains = max(rw * rh * width, IN_FLIGHT / p.taps)
-    fma = taps[-1] / across * rh * width * max(1 / _tile.FMA_PORTS, _tile.FMA_LATENCY / chains)
+    fma = taps[-1] / across * rh * width * max(1 / rates.fma, rates.latency / chains)
     columns = min((rw - 1) * p.s[-1] + (p.k[-1] - 1) * p.d[-1] + 1, rw * p.k[-1])
-    loads = (columns * _rows_of_x(p, c) + p.k[-1] * width) / _tile.LOAD_PORTS
+    loads = (columns * _rows_of_x(p, c) + p.k[-1] * width) / rates.load
     return rows * max(fma, loads) + tiles * (_entries(p, c) + end * rw * rh + 1)
 
 

@@ -42,8 +42,8 @@ def _tiles(p: Problem, target: Target) -> Iterator[tuple[int, int]]:
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:
-    cycles = p.mb * -(-p.oc // target.lanes) * _window.cycles(p, c, width=1, end=0.5)
-    return math.hypot(cycles, _window.far_cycles(p, target)) / 3e9
+    cycles = p.mb * -(-p.oc // target.lanes) * _window.cycles(p, target, c, width=1, end=0.5)
+    return math.hypot(cycles, _window.far_cycles(p, target)) / target.rates.clock
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:

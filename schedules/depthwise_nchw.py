@@ -70,15 +70,15 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     across = -(-p.o[-1] // (v * c["width"]))
     tiles = p.mb * p.oc * math.prod(p.o[:-2]) * (-(-p.o[-2] // rh) if p.rank > 1 else 1) * across
     high = _height(p)
-    fma = rh * v * high / _tile.FMA_PORTS
-    loads = ((rh + high - 1) * v * 1.5 + high * rh * 0.5) / _tile.LOAD_PORTS
+    fma = rh * v * high / target.rates.fma
+    loads = ((rh + high - 1) * v * 1.5 + high * rh * 0.5) / target.rates.load
     columns = p.taps // high
-    tile = columns * (max(fma, loads, _tile.FMA_LATENCY) + (0 if c["ku"] else 1)) + 3 * rh * v + 10
+    tile = columns * (max(fma, loads, target.rates.latency) + (0 if c["ku"] else 1)) + 3 * rh * v + 10
     slots = _slots(p, _task(p, c))
     copied = math.prod(slots) * (2.5 / c["width"] if p.s[-1] == 1 else 0.6) + 4 * math.prod(slots[:-1])
     copied *= tiles / across / c["tiles"]
     moved = _tile.streamed_cycles(4 * p.mb * (p.ic * math.prod(p.i) + p.oc * math.prod(p.o)), 1, target)
-    return math.hypot(tiles * tile + copied, moved) / 3e9
+    return math.hypot(tiles * tile + copied, moved) / target.rates.clock
 
 
 def _padded(p: Problem, c: Config) -> tuple[int, ...]:

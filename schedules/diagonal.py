@@ -58,13 +58,13 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     across = -(-p.o[-1] // rw)
     rows = math.prod(_window.pairs(p, axis) for axis in range(p.rank - 1)) * across
     multiplied = _window.pairs(p, p.rank - 1) / across
-    fma = multiplied * max(1 / _tile.FMA_PORTS, _tile.FMA_LATENCY / rw)
-    step = max(fma, (multiplied + p.k[-1]) / _tile.LOAD_PORTS) + 2 * p.k[-1] / c["cu"]
+    fma = multiplied * max(1 / target.rates.fma, target.rates.latency / rw)
+    step = max(fma, (multiplied + p.k[-1]) / target.rates.load) + 2 * p.k[-1] / c["cu"]
     channels = p.icg * sum(_groups(p, block, target.lanes) for block in blocks)
     tiles = math.prod(p.o[:-1]) * across * len(blocks)
     far = 1.2 if c["xb"] == 1 else 1  # row-major x: every channel of a pixel on its own cache line
     cycles = p.mb * (channels * rows * step * far + tiles * (2 * rw + 10))
-    return math.hypot(cycles, _window.far_cycles(p, target)) / 3e9
+    return math.hypot(cycles, _window.far_cycles(p, target)) / target.rates.clock
 
 
 def _groups(p: Problem, block: int, lanes: int) -> int:

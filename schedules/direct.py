@@ -91,7 +91,7 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     scattered = 1.0 if c["xb"] > 1 or p.ic <= 4 else 1.15 if max(p.s) == 1 else 1.6
     parts = p.icg // c["kb"] // c["kc"]
     exposed = _tile.exposed_cycles(weights + x, parts, passes * groups * _held(p, c))
-    return (max(rows * groups * row * scattered, weights + x) + exposed + rolled + copied) / 3e9
+    return (max(rows * groups * row * scattered, weights + x) + exposed + rolled + copied) / target.rates.clock
 
 
 def _pieces(p: Problem, c: Config) -> int:

@@ -57,7 +57,8 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     weights = size * blocks * c["lanes"] * p.reduction
     passes = -(-p.o[0] // c["r"]) if p.kind == "matmul" else p.mb
     copied = p.mb * p.ic * math.prod(_padded(p)) * _copy_cycles(p, target) if _needs_padding(p) else 0.0
-    return float(SLOWER[c["lanes"] == 1] * tiles * tile + copied + _tile.streamed_cycles(weights, passes, target)) / 3e9
+    computed = SLOWER[c["lanes"] == 1] * tiles * tile + copied
+    return float(computed + _tile.streamed_cycles(weights, passes, target)) / target.rates.clock
 
 
 def _copy_cycles(p: Problem, target: Target) -> float:

@@ -46,8 +46,8 @@ def _tiles(p: Problem, target: Target) -> list[tuple[int, int]]:
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:
-    cycles = p.mb * -(-p.ic // target.lanes) * _window.cycles(p, c, width=p.ocg, end=_exchange(p, target))
-    return math.hypot(cycles, _window.far_cycles(p, target)) / 3e9
+    cycles = p.mb * -(-p.ic // target.lanes) * _window.cycles(p, target, c, width=p.ocg, end=_exchange(p, target))
+    return math.hypot(cycles, _window.far_cycles(p, target)) / target.rates.clock
 
 
 def _exchange(p: Problem, target: Target) -> float:

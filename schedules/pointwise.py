@@ -43,14 +43,11 @@ def space(p: Problem, target: Target) -> Sequence[Config]:
 def _configs(p: Problem, target: Target, xb: int, yb: int) -> Iterator[Config]:
     lanes = _lanes(p, target)
     kb = max(d for d in _tile.divisors(math.gcd(p.ic, xb)) if d <= DEPTH)
-    seen = set()
-    for r, v in _tile.tiles(p.o[0], -(-p.oc // lanes), target, depth=kb):
+    for r, v in dict.fromkeys(_tile.tiles(p.o[0], -(-p.oc // lanes), target, depth=kb)):
         for ku in _tile.unrolls(r, v, kb, target):
             for chunk in sorted(_chunks(p, target, r)):
-                if (r, v, ku, chunk) not in seen:
-                    seen.add((r, v, ku, chunk))
-                    config = {"xb": xb, "yb": yb, "lanes": lanes, "kb": kb, "r": r, "v": v, "ku": ku, "rc": chunk}
-                    yield from ({**config, "kc": kc} for kc in _parts(p, target, config))
+                config = {"xb": xb, "yb": yb, "lanes": lanes, "kb": kb, "r": r, "v": v, "ku": ku, "rc": chunk}
+                yield from ({**config, "kc": kc} for kc in _parts(p, target, config))
 
 
 def _lanes(p: Problem, target: Target) -> int:
@@ -85,7 +82,7 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     weights = _tile.streamed_cycles(4 * p.ic * p.oc, passes, target)
     x = _tile.streamed_cycles(4 * p.ic * min(c["rc"], p.o[0]), groups, target) * passes
     exposed = _tile.exposed_cycles(weights + x, p.ic // c["kb"] // c["kc"], p.mb * p.o[0] * c["v"] * groups)
-    return (max(groups * rows, weights + x) + exposed + rolled) / 3e9
+    return (max(groups * rows, weights + x) + exposed + rolled) / target.rates.clock
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:

@@ -70,7 +70,7 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     x, y = (4 * p.mb * n * p.o[0] for n in (p.ic, p.oc))
     packed = 2.0 * shares * panels * p.ic * c["v"] + _tile.streamed_cycles(x, 1, target) * (x > target.l2 // 2)
     streamed = _tile.streamed_cycles(4 * p.ic * p.oc, chunks, target) + 0.5 * _tile.streamed_cycles(y, 1, target)
-    return (math.hypot(tiles, streamed) + rolled + packed) / 3e9
+    return (math.hypot(tiles, streamed) + rolled + packed) / target.rates.clock
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:

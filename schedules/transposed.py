@@ -125,7 +125,7 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     streamed = _tile.streamed_cycles(SIZES[p.dtype] * p.oc * p.icg * p.taps, tasks, target)
     streamed += _tile.streamed_cycles(chunk, tiles, target) * tasks
     apart = 1.15 if c["xb"] == 1 and p.ic > 4 else 1.0  # row-major x: every channel of a pixel on its own cache line
-    return float((rows * tiles * row * apart + copied + streamed) / 3e9)
+    return float((rows * tiles * row * apart + copied + streamed) / target.rates.clock)
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:
