@@ -24,7 +24,7 @@ from plan_cases import (
     shuffled,
 )
 
-from convc.ir import Binary, Concat, Const, Graph, Node, Reduce, Reshape, Unary
+from convc.ir import Binary, Concat, Const, Conv, Graph, Node, Reduce, Reshape, Unary
 from convc.plan import partition, place, select
 from convc.plan.homes import Block, allocate
 from convc.plan.plan import Copy, Kernel, Plan, Slot
@@ -249,6 +249,16 @@ def test_equal_constants_are_stored_and_packed_once() -> None:
     plan = placed(graph_of(conv(conv(conv(x, 8, seed=3), 8, seed=3), 8, seed=4)), 8)
     assert len(plan.weights) == 4  # two weights, two biases
     assert sum(call.args[1].space == "packed" for call in plan.init) == 2
+
+
+def test_constants_that_only_begin_alike_are_apart() -> None:
+    x, ones = image(1, 64, 4, 4), (1, 1)
+    values = [np.zeros((8, 64, 1, 1), np.float32) for _ in range(4)]
+    values[1][-1], values[2][-1] = 1, 1
+    convs = [Conv(x, Const(value), None, ones, ((0, 0), (0, 0)), ones, 1) for value in values]
+    plan = placed(graph_of(*convs), 8)
+    assert [const.value[-1, -1, 0, 0] for _, _, const in plan.weights] == [0, 1]
+    check(plan, graph_of(*convs))
 
 
 def test_equal_kernels_are_one_object() -> None:

@@ -2,103 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from plan_cases import TARGET, conv, fake, graph_of, graphs, image, library, relu, tables_of
+from plan_cases import TARGET, conv, fake, graph_of, graphs, image, library, relu
 
 from convc.algorithm import Choice
 from convc.errors import BudgetError
-from convc.ir import Const, Graph, Input, MatMul, Node
+from convc.ir import Const, Graph, MatMul, Node
 from convc.layout import PLAIN, Layout
 from convc.plan import explain_problem, partition, place, select
-from convc.plan.layouts import activations, layout_energy, relayout_cost
-from convc.plan.mincut import Energy, Table
 from convc.plan.offers import Measured
-from convc.plan.plan import Copy, Group, Plan
+from convc.plan.plan import Copy, Plan
 from convc.problem import Problem
 
 
 def chosen(graph: Graph, *algorithms: object, **options: object) -> Plan:
     with library(*(algorithms or (fake(),))):  # type: ignore[arg-type]
         return select(partition(graph), TARGET, **{"max_rel_err": 1.0, **options})  # type: ignore[arg-type]
-
-
-def random_energy(seed: int, *, submodular: bool) -> Energy:
-    r = random.Random(seed)
-    energy, names = Energy(), list("abcdefg")
-    for name in names:
-        energy.add_unary(name, r.randrange(20), r.randrange(20))
-    for _ in range(12):
-        a, b = r.sample(names, 2)
-        (t00, t01), (t10, t11) = [[r.randrange(20), r.randrange(20)] for _ in range(2)]
-        swap = submodular and t00 + t11 > t01 + t10
-        energy.add_pair(a, b, ((t01, t00), (t11, t10)) if swap else ((t00, t01), (t10, t11)))
-    for _ in range(4):
-        source, *wants = r.sample(names, 4)
-        energy.add_shared(source, wants, r.randrange(15))
-    return energy
-
-
-def labellings(names: list[Hashable]) -> list[dict[Hashable, int]]:
-    return [dict(zip(names, found, strict=True)) for found in itertools.product((0, 1), repeat=len(names))]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32))
-def test_the_cut_is_the_minimum_of_all_labellings(seed: int) -> None:
-    energy = random_energy(seed, submodular=True)
-    least = min(energy.value(labels) for labels in labellings(list(energy.variables)))
-    assert energy.value(energy.minimum()) == least
-
-
-def test_tables_that_no_cut_can_hold_are_solved_well() -> None:
-    """Greedy improvement after truncation: optimal for most of these, and no change of one label would be better."""
-    optimal = 0
-    for seed in range(60):
-        energy = random_energy(seed, submodular=False)
-        labels = energy.minimum()
-        found = energy.value(labels)
-        optimal += found == min(energy.value(other) for other in labellings(list(energy.variables)))
-        assert all(energy.value({**labels, v: 1 - labels[v]}) >= found for v in labels)
-    assert optimal >= 45
-
-
-def plan_cost(plan: Plan, labels: Mapping[Hashable, int], tables: Mapping[Group, Table]) -> int:
-    """The relayouts that a labelling needs and the choices it leaves, counted without the model."""
-    total = 0
-    for node in {r for g in plan.groups for r in activations(g)} | {n for _, n in plan.outputs}:
-        wanted = {labels[g, node] for g in plan.groups if node in activations(g)}
-        wanted |= {0 for _, n in plan.outputs if n is node}
-        total += relayout_cost(node, block=8) * (wanted | {labels[node]} != {labels[node]})
-    for group, table in tables.items():
-        x = group.nodes[0].args[0]
-        total += table[labels[group, x]][labels[group.result]]
-    return total
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32))
-def test_layouts_of_a_small_network_are_the_cheapest_of_all(seed: int) -> None:
-    """Convolutions without epilogues, some of which share their input: all labellings of values and wishes."""
-    r = random.Random(seed)
-    values: list[Node] = [image(1, 8, 4, 4)]
-    for i in range(4):
-        values.append(conv(r.choice(values[-2:]), 8, bias=False, seed=i))
-    ends = dict.fromkeys([*(v for v in values[1:] if r.random() < 0.3), values[-1]])
-    plan = partition(graph_of(*ends))
-    tables = tables_of(plan, seed)
-    energy = layout_energy(plan, tables, block=8)
-    labels = energy.minimum()
-    free = [v for v in energy.variables if not isinstance(v, Input) and not (isinstance(v, tuple) and v[0] == "output")]
-    fixed: dict[Hashable, int] = {v: 0 for v in energy.variables if v not in free}
-    costs = [plan_cost(plan, {**fixed, **found}, tables) for found in labellings(free)]
-    assert energy.value(labels) == plan_cost(plan, labels, tables) == min(costs)
 
 
 @settings(max_examples=100, deadline=None)
@@ -147,6 +71,16 @@ def test_the_channel_block_is_the_one_that_makes_the_network_fastest() -> None:
     assert {choice.config["yb"] for choice in plan.choices.values()} == {16}
 
 
+def test_no_channel_block_is_chosen_that_leaves_a_convolution_without_algorithm() -> None:
+    """One problem has blocks of 16 that look fast, another only blocks of 8."""
+    few, many = (fake(name, blocks=blocks, seconds=lambda p, t, c: 1e-3 / c["xb"]) for name, blocks in
+                 (("few", (8,)), ("many", (1, 16))))  # fmt: skip
+    few = replace(few, refuses=lambda p, t: None if p.k == (3, 3) else "more than one tap")
+    many = replace(many, refuses=lambda p, t: None if p.k != (3, 3) else "one tap")
+    plan = chosen(graph_of(conv(conv(image(1, 32, 16, 16), 32), 32, taps=3, seed=3)), few, many)
+    assert {str(c) for c in plan.choices.values()} == {"few(xb=8,yb=8)", "many(xb=1,yb=1)"}
+
+
 def test_what_no_algorithm_takes_stays_without_a_choice() -> None:
     plan = chosen(graph_of(conv(image(1, 8, 4, 4), 8)), fake(refusal="not today"))
     assert not plan.choices and plan.groups[0].problem is not None
@@ -186,12 +120,7 @@ def place_chosen(graph: Graph, **options: object) -> Plan:
 
 def test_a_smaller_form_of_the_weights_is_chosen_where_memory_is_short() -> None:
     graph = graph_of(conv(image(1, 8, 4, 4), 8, bias=False))
-    algorithms = two()
-    with library(*algorithms), pytest.MonkeyPatch.context() as patch:  # type: ignore[arg-type]
-        patch.setattr(
-            "convc.plan.arena._algorithm_elements",
-            lambda shape, dtype, problem, name, config: 10_000 if name == "fast" else 64,
-        )
+    with library(*two(), packed={"fast": 100}):  # type: ignore[arg-type]
         loose = select(partition(graph), TARGET, max_rel_err=1.0, memory_budget=100_000)
         tight = select(partition(graph), TARGET, max_rel_err=1.0, memory_budget=4_000)
     assert (names(loose), names(tight)) == ({"fast"}, {"slow"})
@@ -200,10 +129,23 @@ def test_a_smaller_form_of_the_weights_is_chosen_where_memory_is_short() -> None
 def test_measured_times_replace_modelled_ones() -> None:
     graph = graph_of(conv(image(1, 8, 4, 4), 8))
 
-    def records(problem: Problem) -> list[Measured]:
+    def records(problem: Problem, epilogue: str) -> list[Measured]:
         return [Measured(Choice("slow", {"xb": xb, "yb": yb}), 5e-3) for xb in (1, 8) for yb in (1, 8)]
 
     assert names(chosen(graph, *two(), records=records)) == {"slow"}
+
+
+def test_a_modelled_choice_of_fewer_bytes_than_all_measured_ones_stays_for_the_memory_budget() -> None:
+    graph = graph_of(conv(image(1, 8, 4, 4), 8))
+
+    def records(problem: Problem, epilogue: str) -> list[Measured]:
+        return [Measured(Choice("fast", {"xb": xb, "yb": yb}), 5e-4) for xb in (1, 8) for yb in (1, 8)]
+
+    options = {"max_rel_err": 1.0, "records": records}
+    with library(*two(), packed={"fast": 100}):  # type: ignore[arg-type]
+        loose = select(partition(graph), TARGET, **options)  # type: ignore[arg-type]
+        tight = select(partition(graph), TARGET, memory_budget=4_000, **options)  # type: ignore[arg-type]
+    assert (names(loose), names(tight)) == ({"fast"}, {"slow"})
 
 
 def test_explain_names_every_algorithm_fastest_first_with_cost_or_reason() -> None:

@@ -12,17 +12,15 @@ from tvm import te
 from tvm.s_tir import Schedule
 
 from convc.algorithm import Choice, algorithms
-from convc.ir import Cast, Const, Input, Node, TensorType, Unary
+from convc.ir import Cast, Const, Input, Node, TensorType
 from convc.layout import Layout
 from convc.lower.access import Access, access
 from convc.lower.elementwise import express
 from convc.lower.generic import generic, relayout
+from convc.plan.epilogue import is_long
 from convc.plan.plan import Copy, Group, Kernel, Packing
 from convc.problem import Problem
 from convc.target import Target
-
-# What is a few instructions an element.
-SHORT = frozenset({"relu", "leaky_relu", "clip", "hard_sigmoid", "hard_swish", "neg", "abs", "thresholded_relu"})
 
 
 def lower(kernel: Kernel | Packing, target: Target) -> Schedule:
@@ -72,7 +70,7 @@ def _anchored(kernel: Kernel, choice: Choice, target: Target) -> Schedule:
         tensors[read] = te.placeholder(shape, read.dtype, name=f"a{len(tensors)}")
     y = algorithm.define(tensors[source], tensors[weight], p, choice.config)
     lanes = Layout(choice.config.get("lanes", choice.config["yb"]))
-    tile = te.compute(y.shape, lambda *index: y(*index), name="t") if _is_long(group.nodes) else y
+    tile = te.compute(y.shape, lambda *index: y(*index), name="t") if is_long(group.nodes) else y
     leaves: dict[Node, Access] = {anchor: lambda index: tile(*lanes.index(index))}
     for read, layout in zip(group.reads, kernel.layouts, strict=True):
         if read is not weight:
@@ -84,11 +82,6 @@ def _anchored(kernel: Kernel, choice: Choice, target: Target) -> Schedule:
     sch = _function([tensors[read] for read in group.reads], z)
     algorithm.schedule[target.kind](sch, p, target, choice.config)
     return sch
-
-
-def _is_long(nodes: Sequence[Node]) -> bool:
-    """Whether the epilogue is better a loop over a copy of the tile than unrolled over the registers."""
-    return any(isinstance(node, Unary) and node.fn not in SHORT for node in nodes)
 
 
 def _epilogue(nodes: Sequence[Node], leaves: Mapping[Node, Access], p: Problem) -> Access:

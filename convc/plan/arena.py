@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from convc.algorithm import Choice
-from convc.ir import Const, Node
+from convc.ir import Array, Const, Node
 from convc.layout import PLAIN, Layout
 from convc.plan.homes import Home, Homes, allocate
 from convc.plan.layouts import const_layout
@@ -20,6 +20,8 @@ from convc.plan.plan import Call, Group, Kernel, Packing, Plan, Slot
 from convc.plan.text import kernel_text
 from convc.plan.views import ALIGNMENT, align, buffer_bytes, is_row_major
 from convc.problem import Problem
+
+HEAD = 256  # bytes by which most constants of one size differ, so that few are read whole to find equal ones
 
 
 def place(plan: Plan) -> Plan:
@@ -81,9 +83,11 @@ class _Constants:
         self.init: list[Call] = []
         self.weight_bytes = 0
         self.packed_bytes = 0
-        self._contents: dict[Const, str] = {}
-        self._stored: dict[str, Slot] = {}
-        self._packed: dict[tuple[str, str], Slot] = {}
+        self._contents: dict[Const, Const] = {}
+        self._heads: dict[tuple[str, int, bytes], Const] = {}
+        self._digests: dict[tuple[str, bytes], Const] = {}
+        self._stored: dict[Const, Slot] = {}
+        self._packed: dict[tuple[Const, str], Slot] = {}
         self._kernels: dict[str, Packing] = {}
 
     def slot(self, const: Const, group: Group, layout: Layout, choice: Choice | None) -> Slot:
@@ -113,29 +117,42 @@ class _Constants:
             self.weight_bytes += align(buffer_bytes(const, PLAIN))
         return self._stored[content]
 
-    def _content(self, const: Const) -> str:
-        """What the bytes in the file are, whatever the shape."""
+    def _content(self, const: Const) -> Const:
+        """The first constant with the same bytes in the file, whatever the shape."""
         if const not in self._contents:
-            digest = hashlib.sha256(np.ascontiguousarray(const.value).tobytes()).hexdigest()
-            self._contents[const] = f"{const.dtype}:{digest}"
+            data = _data(const)
+            found = first = self._heads.setdefault((const.dtype, data.size, data[:HEAD].tobytes()), const)
+            if first is not const:
+                for one in (first, const):
+                    found = self._digests.setdefault((one.dtype, hashlib.sha256(_data(one).data).digest()), one)
+            self._contents[const] = found
         return self._contents[const]
+
+
+def _data(const: Const) -> Array:
+    """The bytes in the file."""
+    return np.ascontiguousarray(const.value).reshape(-1).view(np.uint8)
 
 
 def packed_bytes(packing: Packing) -> int:
     """Bytes of the packed form of a constant, without the rounding up to 64."""
     weight = packing.weight
-    item = np.dtype(weight.dtype).itemsize
     if packing.choice is None or packing.problem is None:
-        return math.prod(packing.layout.physical(weight.shape)) * item
-    config = tuple(sorted(packing.choice.config.items()))
-    return _algorithm_elements(weight.shape, weight.dtype, packing.problem, packing.choice.algorithm, config) * item
+        return math.prod(packing.layout.physical(weight.shape)) * np.dtype(weight.dtype).itemsize
+    return choice_bytes(packing.problem, packing.choice)
+
+
+def choice_bytes(problem: Problem, choice: Choice) -> int:
+    """Bytes of a problem's weights as `choice` packs them, without the rounding up to 64."""
+    config, item = tuple(sorted(choice.config.items())), np.dtype(problem.dtype).itemsize
+    return _algorithm_elements(problem.weights, problem.dtype, problem, choice.algorithm, config) * item
 
 
 @lru_cache(maxsize=1 << 14)
 def _algorithm_elements(
     shape: tuple[int, ...], dtype: str, problem: Problem, algorithm: str, config: tuple[tuple[str, int], ...]
 ) -> int:
-    from convc.lower.packed import packed_shape  # imports tvm, whose te says how large `pack`'s result is
+    from convc.lower.packed import packed_shape  # of a later step: `pack` is TVM's to evaluate
 
     weight = Const(np.broadcast_to(np.zeros((), dtype), shape))
     return math.prod(packed_shape(Packing(weight, problem, Choice(algorithm, dict(config)))))

@@ -7,7 +7,7 @@ group wants it). Where the two differ, a copy is made once for all who want it. 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 from convc.ir import (
     ArgReduce,
@@ -27,7 +27,7 @@ from convc.ir import (
     Softmax,
 )
 from convc.layout import PLAIN, Layout, blocked
-from convc.plan.mincut import REFUSED, Energy, Table
+from convc.plan.energy import REFUSED, Energy, Option
 from convc.plan.plan import Copy, Group, Plan
 from convc.plan.views import buffer_bytes, is_row_major, view_offsets
 from convc.plan.work import is_elementwise
@@ -39,8 +39,8 @@ PLAIN_RATE = 3e9  # elements/s of windows and sums over a row: strided or serial
 BLOCKED_RATE = 20e9  # elements/s of the same with channels in the lanes
 PICO = 1e12
 
-Tables = Mapping[Group, Table]
-"""The cost of each anchored group's best choice by the labels of x and result. Groups without a choice are absent."""
+Options = Mapping[Group, Sequence[Option]]
+"""What each anchored group can be, by the labels of x and result. Groups that no algorithm takes are absent."""
 
 
 def layout_of(node: Node, label: int, *, block: int) -> Layout:
@@ -57,7 +57,7 @@ def activations(group: Group) -> tuple[Node, ...]:
     return tuple(r for r in group.reads if not isinstance(r, Const))
 
 
-def layout_energy(plan: Plan, tables: Tables, *, block: int) -> Energy:
+def layout_energy(plan: Plan, options: Options, *, block: int) -> Energy:
     """The cost of every labelling of the plan's values and of what its groups want."""
     energy = Energy()
     wants: dict[Node, list[Hashable]] = {}
@@ -68,7 +68,7 @@ def layout_energy(plan: Plan, tables: Tables, *, block: int) -> Energy:
         for read in activations(group):
             _restrict(energy, (group, read), read, block)
             wants.setdefault(read, []).append((group, read))
-        _add_group(energy, group, tables, block)
+        _add_group(energy, group, options, block)
     for _, result in plan.outputs:
         energy.add_unary(("output", result), 0, REFUSED)
         wants.setdefault(result, []).append(("output", result))
@@ -80,17 +80,17 @@ def layout_energy(plan: Plan, tables: Tables, *, block: int) -> Energy:
 def relayout_cost(node: Node, *, block: int) -> int:
     """A copy into the other layout; nothing where both have the same bytes."""
     other = blocked(node.shape, block=block)
-    return 0 if is_row_major(node.shape, other) else _cost(CALL + 2 * _seconds(node, other))
+    return 0 if is_row_major(node.shape, other) else cost_of(CALL + 2 * _seconds(node, other))
 
 
 def _restrict(energy: Energy, variable: Hashable, node: Node, block: int) -> None:
     energy.add_unary(variable, 0, REFUSED if blocked(node.shape, block=block) == PLAIN else 0)
 
 
-def _add_group(energy: Energy, group: Group, tables: Tables, block: int) -> None:
+def _add_group(energy: Energy, group: Group, options: Options, block: int) -> None:
     node = group.result
-    if group in tables:
-        _add_anchored(energy, group, tables[group], block)
+    if group in options:
+        _add_anchored(energy, group, options[group], block)
     elif any(isinstance(n, MatMul) for n in group.nodes):
         _keep_plain(energy, group)
     elif len(group.nodes) == 1 and isinstance(node, Concat):
@@ -107,13 +107,12 @@ def _keep_plain(energy: Energy, group: Group) -> None:
         energy.add_unary((group, read), 0, REFUSED)
 
 
-def _add_anchored(energy: Energy, group: Group, table: Table, block: int) -> None:
+def _add_anchored(energy: Energy, group: Group, options: Sequence[Option], block: int) -> None:
+    x = group.nodes[0].args[0]
+    energy.add_pair((group, x), group.result, options)
     if isinstance(group.nodes[0], MatMul):
-        energy.add_unary(group.result, table[0][0], REFUSED)
         _keep_plain(energy, group)
         return
-    x = group.nodes[0].args[0]
-    energy.add_pair((group, x), group.result, table)
     for read in activations(group):
         if read is not x:
             _prefer_equal(energy, group, read, block)
@@ -126,8 +125,8 @@ def _prefer_equal(energy: Energy, group: Group, read: Node, block: int) -> None:
     if len(read.shape) != group.result.type.rank:
         energy.add_unary((group, read), 0, REFUSED)
         return
-    mixed = _cost(SCATTER * _seconds(read, PLAIN))
-    energy.add_pair((group, read), group.result, ((0, mixed), (mixed, 0)))
+    mixed = cost_of(SCATTER * _seconds(read, PLAIN))
+    energy.add_table((group, read), group.result, ((0, mixed), (mixed, 0)))
 
 
 def _add_concat(energy: Energy, group: Group, node: Concat, block: int) -> None:
@@ -142,7 +141,7 @@ def _add_concat(energy: Energy, group: Group, node: Concat, block: int) -> None:
     energy.add_unary(node, *costs)
     for read in activations(group):
         mixed = _copying(read, layout_of(read, 1, block=block), strided=True)
-        energy.add_pair((group, read), node, ((0, mixed), (mixed, 0)))
+        energy.add_table((group, read), node, ((0, mixed), (mixed, 0)))
 
 
 def _add_view(energy: Energy, group: Group, node: Copy | Reshape | Slice, block: int) -> None:
@@ -152,11 +151,11 @@ def _add_view(energy: Energy, group: Group, node: Copy | Reshape | Slice, block:
             return 0
         return _copying(node, y, strided=x != y or (y != PLAIN and not isinstance(node, Copy)))
 
-    energy.add_pair((group, node.x), node, ((cost(0, 0), cost(0, 1)), (cost(1, 0), cost(1, 1))))
+    energy.add_table((group, node.x), node, ((cost(0, 0), cost(0, 1)), (cost(1, 0), cost(1, 1))))
 
 
 def _copying(node: Node, layout: Layout, *, strided: bool) -> int:
-    return _cost(CALL + (2 + SCATTER * strided) * _seconds(node, layout))
+    return cost_of(CALL + (2 + SCATTER * strided) * _seconds(node, layout))
 
 
 def _add_generic(energy: Energy, group: Group, block: int) -> None:
@@ -165,13 +164,13 @@ def _add_generic(energy: Energy, group: Group, block: int) -> None:
     strides = 1.0 if agrees else 1.0 + SCATTER
     for variable, node in [(result, result), *(((group, r), r) for r in activations(group))]:
         passes = [_seconds(node, layout_of(node, label, block=block)) for label in (0, 1)]
-        energy.add_unary(variable, _cost(passes[0]), _cost(passes[1] * strides))
+        energy.add_unary(variable, cost_of(passes[0]), cost_of(passes[1] * strides))
         if agrees and node is not result:
             _prefer_equal(energy, group, node, block)
     for node in group.nodes:
         if work := _window_work(node):
             variable = result if isinstance(node, Pool) or not activations(group) else (group, activations(group)[0])
-            energy.add_unary(variable, _cost(work / PLAIN_RATE), _cost(work / BLOCKED_RATE))
+            energy.add_unary(variable, cost_of(work / PLAIN_RATE), cost_of(work / BLOCKED_RATE))
 
 
 def _window_work(node: Node) -> int:
@@ -210,14 +209,6 @@ def _seconds(node: Node, layout: Layout) -> float:
     return buffer_bytes(node, layout) / BANDWIDTH
 
 
-def _cost(seconds: float) -> int:
+def cost_of(seconds: float) -> int:
+    """Picoseconds."""
     return round(seconds * PICO)
-
-
-def table_of(costs: Mapping[tuple[int, int], float]) -> Table:
-    """Seconds by labels as a table of costs; missing pairs are refused."""
-
-    def entry(a: int, b: int) -> int:
-        return _cost(costs[a, b]) if (a, b) in costs else REFUSED
-
-    return ((entry(0, 0), entry(0, 1)), (entry(1, 0), entry(1, 1)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from convc.algorithm import Algorithm, Choice, Config, algorithms
+from convc.algorithm import Algorithm, Choice, algorithms
 from convc.problem import Problem
 from convc.target import Target
 
@@ -15,25 +15,37 @@ ROUNDING = {"float32": 2.0**-24, "float64": 2.0**-53}
 
 @dataclass(frozen=True)
 class Measured:
-    """A record's choice and its median time in seconds."""
+    """A choice that records speak for, and its time as `Offer` has it; `origin` is tuned, or transferred where it was
+    measured on a problem or target that is only near."""
 
     choice: Choice
     seconds: float
+    origin: str = "tuned"
 
 
-Records = Callable[[Problem], Sequence[Measured]]
-"""The records of a problem on the target that is compiled for."""
+Records = Callable[[Problem, str], Sequence[Measured]]
+"""What records say of a problem with a class of epilogues, on the target that is compiled for."""
+
+Size = Callable[[Problem, Choice], int]
+"""Bytes of the weights as a choice packs them."""
+
+
+def unasked(problem: Problem, choice: Choice) -> int:
+    """The size where memory is no matter: all are alike."""
+    return 0
 
 
 @dataclass(frozen=True)
 class Offer:
-    """The best config of one algorithm for one pair of layouts: processor seconds (Algorithm.cost), error bound
-    relative to sum(|x * w|), workspace in bytes per thread."""
+    """The best config of one algorithm for one pair of layouts and size of packed weights: processor seconds
+    (Algorithm.cost), error bound relative to sum(|x * w|), workspace in bytes per thread, and `packed` the bytes
+    of its weights, 0 where nobody asked."""
 
     choice: Choice
     seconds: float
     error: float
     memory: int
+    packed: int = 0
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -52,17 +64,26 @@ class Row:
     refusal: str | None = None
 
 
-def offers(problem: Problem, target: Target, *, max_rel_err: float, records: Records | None = None) -> list[Offer]:
-    """For each algorithm that takes the problem and each pair of layouts it has, its fastest config.
+def offers(
+    problem: Problem,
+    target: Target,
+    *,
+    epilogue: str = "none",
+    max_rel_err: float,
+    records: Records | None = None,
+    size: Size = unasked,
+) -> list[Offer]:
+    """For each algorithm that takes the problem and each pair of layouts it has, its fastest config; with `size` the
+    fastest for each size of packed weights. The class of its epilogue matters to records only.
 
-    Where records hold a pair of layouts, only measured choices compete for it. Elsewhere the modelled time is scaled
-    by what the model was wrong by on this problem's records.
+    Where records hold a pair of layouts, only measured choices compete for it, and modelled ones of fewer bytes.
+    Elsewhere the modelled time is scaled by what the model was wrong by on this problem's records.
     """
     taken = {name: a for name, a in algorithms().items() if refusal(a, problem, target) is None}
-    modelled = [offer for algorithm in taken.values() for offer in _by_layout(algorithm, problem, target)]
+    modelled = [offer for algorithm in taken.values() for offer in _by_layout(algorithm, problem, target, size)]
     limit = _error_limit(modelled, problem, max_rel_err)
-    known = [m for m in (records(problem) if records else ()) if m.choice.algorithm in taken]
-    measured = [_offer(taken[m.choice.algorithm], problem, m.choice.config, m.seconds) for m in known]
+    known = [m for m in (records(problem, epilogue) if records else ()) if m.choice.algorithm in taken]
+    measured = [_offer(taken[m.choice.algorithm], problem, m.choice, m.seconds, size(problem, m.choice)) for m in known]
 
     def model(choice: Choice) -> float:
         return taken[choice.algorithm].cost(problem, target, choice.config)
@@ -95,18 +116,19 @@ def _row(algorithm: Algorithm, problem: Problem, target: Target) -> Row:
     return Row(algorithm.name, config, best.seconds * 1e6, best.error, best.memory)
 
 
-def _by_layout(algorithm: Algorithm, problem: Problem, target: Target) -> list[Offer]:
-    best: dict[tuple[int, int], tuple[float, Config]] = {}
+def _by_layout(algorithm: Algorithm, problem: Problem, target: Target, size: Size = unasked) -> list[Offer]:
+    best: dict[tuple[int, int, int], tuple[float, Choice]] = {}
     for config in algorithm.space(problem, target):
-        pair, seconds = (config["xb"], config["yb"]), algorithm.cost(problem, target, config)
-        if pair not in best or seconds < best[pair][0]:
-            best[pair] = (seconds, config)
-    return [_offer(algorithm, problem, config, seconds) for seconds, config in best.values()]
+        choice, seconds = Choice(algorithm.name, config), algorithm.cost(problem, target, config)
+        key = (config["xb"], config["yb"], size(problem, choice))
+        if key not in best or seconds < best[key][0]:
+            best[key] = (seconds, choice)
+    return [_offer(algorithm, problem, choice, seconds, key[2]) for key, (seconds, choice) in best.items()]
 
 
-def _offer(algorithm: Algorithm, problem: Problem, config: Config, seconds: float) -> Offer:
-    error = algorithm.error(problem, config) * ROUNDING.get(problem.dtype, 0.0)
-    return Offer(Choice(algorithm.name, config), seconds, error, algorithm.memory(problem, config))
+def _offer(algorithm: Algorithm, problem: Problem, choice: Choice, seconds: float, packed: int) -> Offer:
+    error = algorithm.error(problem, choice.config) * ROUNDING.get(problem.dtype, 0.0)
+    return Offer(choice, seconds, error, algorithm.memory(problem, choice.config), packed)
 
 
 def _error_limit(found: Sequence[Offer], problem: Problem, max_rel_err: float) -> float:
@@ -122,5 +144,9 @@ def _error_limit(found: Sequence[Offer], problem: Problem, max_rel_err: float) -
 def _merge(modelled: list[Offer], measured: list[Offer], model: Callable[[Choice], float]) -> list[Offer]:
     if not measured:
         return modelled
-    scale, known = median(m.seconds / model(m.choice) for m in measured), {m.blocks for m in measured}
-    return measured + [replace(o, seconds=o.seconds * scale) for o in modelled if o.blocks not in known]
+    scale = median(m.seconds / model(m.choice) for m in measured)
+    known: dict[tuple[int, int], int] = {}
+    for m in measured:
+        known[m.blocks] = min(m.packed, known.get(m.blocks, m.packed))
+    others = [o for o in modelled if o.blocks not in known or o.packed < known[o.blocks]]
+    return measured + [replace(o, seconds=o.seconds * scale) for o in others]

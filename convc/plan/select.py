@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from convc.algorithm import Choice
-from convc.errors import BudgetError
 from convc.ir import Node
-from convc.layout import PLAIN, Layout, blocked
-from convc.plan.arena import packed_bytes, place
-from convc.plan.layouts import activations, layout_energy, layout_of, table_of
-from convc.plan.mincut import Labels
-from convc.plan.offers import Offer, Records, offers
-from convc.plan.plan import Copy, Group, Packing, Plan
+from convc.layout import blocked
+from convc.plan.arena import choice_bytes
+from convc.plan.budget import within
+from convc.plan.energy import Energy, Option
+from convc.plan.epilogue import epilogue_of
+from convc.plan.layouts import cost_of, layout_energy
+from convc.plan.offers import Offer, Records, Size, offers, unasked
+from convc.plan.plan import Group, Plan
+from convc.plan.relayout import relayout
+from convc.plan.search import Search
+from convc.plan.views import align
 from convc.problem import Problem
 from convc.target import Target
 
-PRICES = (1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-5)
-"""Seconds that a byte of packed weights may cost, tried in turn until the memory budget is met."""
-
 WIDEST = 4  # vectors in a channel block, at most
 
-Offers = Mapping[Problem, Sequence[Offer]]
-Best = Mapping[Group, Mapping[tuple[int, int], Choice]]
-"""The best choice of each anchored group by the labels of x and of its result."""
+Offers = Mapping[tuple[Problem, str], Sequence[Offer]]
+"""By problem and class of epilogue."""
 
 
 def select(
@@ -39,68 +38,73 @@ def select(
 
     `max_rel_err` bounds each convolution's error relative to its largest sum(|x * w|); direct algorithms always stay.
     `memory_budget` bounds packed weights and arena together, in bytes; BudgetError where nothing meets it. An anchored
-    group without a choice is one that no algorithm takes: it is lowered as a generic one.
+    group without a choice is one that no algorithm takes: it is lowered as a generic one. SearchWarning where the
+    network is too large for the best of all plans.
     """
-    problems = dict.fromkeys(g.problem for g in plan.groups if g.problem)
-    found = {p: offers(p, target, max_rel_err=max_rel_err, records=records) for p in problems}
-    if memory_budget is None:
-        return _cheapest(plan, found, target, price=0.0)
-    least = None
-    for price in (0.0, *PRICES):
-        chosen = _cheapest(plan, found, target, price=price)
-        placed = place(chosen)
-        need = (placed.packed_bytes + placed.arena_bytes, placed.packed_bytes, placed.arena_bytes)
-        if need[0] <= memory_budget:
-            return chosen
-        least = min(least or need, need)
-    assert least is not None
-    raise BudgetError(
-        f"the memory budget of {memory_budget} bytes cannot be met: packed weights take {least[1]} and activations "
-        f"{least[2]} bytes, together {least[0] - memory_budget} bytes too many; raise the budget, or make the input "
-        "smaller"
-    )
+    size = unasked if memory_budget is None else choice_bytes
+    found = offers_of(plan, target, max_rel_err=max_rel_err, records=records, size=size)
+    blocks, search = blocks_of(found, target), Search()
+    if memory_budget is not None:
+        # Block 1 is all row-major: where memory is short, no lane is padded and nothing copied.
+        return within(plan, energies_of(plan, found, [1, *blocks]), search, budget=memory_budget)
+    solved = [(b, energy, search.cheapest(energy)) for b, energy in energies_of(plan, found, blocks).items()]
+    _, block, energy, solution = min((e.value(s), b, e, s) for b, e, s in solved if s is not None)
+    return relayout(plan, energy, solution, block=block)
 
 
-def _cheapest(plan: Plan, found: Offers, target: Target, *, price: float) -> Plan:
-    """The plan under the channel block that makes it cheapest, `price` seconds a byte of packed weights included."""
-    solved = []
-    for block in _blocks(found, target):
-        best, tables = {}, {}
-        for group in plan.groups:
-            costs = dict(_by_labels(group, found, block, price))
-            if costs:
-                best[group] = {labels: choice for labels, (_, choice) in costs.items()}
-                tables[group] = table_of({labels: cost for labels, (cost, _) in costs.items()})
-        energy = layout_energy(plan, tables, block=block)
-        labels = energy.minimum()
-        solved.append((energy.value(labels), block, best, labels))
-    _, block, best, labels = min(solved, key=lambda s: s[:2])
-    return _Chosen(plan, best, labels, block).plan()
+def offers_of(
+    plan: Plan, target: Target, *, max_rel_err: float, records: Records | None = None, size: Size = unasked
+) -> Offers:
+    """What the library has for the plan's convolutions."""
+    keys = dict.fromkeys((g.problem, epilogue_of(g)) for g in plan.groups if g.problem)
+    return {
+        (problem, epilogue): offers(
+            problem, target, epilogue=epilogue, max_rel_err=max_rel_err, records=records, size=size
+        )
+        for problem, epilogue in keys
+    }
 
 
-def _blocks(found: Offers, target: Target) -> list[int]:
+def blocks_of(found: Offers, target: Target) -> list[int]:
     """The channel blocks that some algorithm has, in whole vectors; the target's vector where there is none."""
-    named = {b for p, all_ in found.items() if p.kind != "matmul" for o in all_ for b in o.blocks}
+    named = {b for (p, _), all_ in found.items() if p.kind != "matmul" for o in all_ for b in o.blocks}
     whole = [b for b in sorted(named) if b % target.lanes == 0 and b <= WIDEST * target.lanes]
     return whole or [target.lanes]
 
 
-def _by_labels(
-    group: Group, found: Offers, block: int, price: float
-) -> Iterator[tuple[tuple[int, int], tuple[float, Choice]]]:
-    problem, weights = group.problem, group.weights
+def energies_of(plan: Plan, found: Offers, blocks: Sequence[int]) -> dict[int, Energy]:
+    """What the plan costs under every choice of offers and layouts, row-major or of a channel block, by that block.
+
+    Blocks under which kernels have no offer that have one under another block are left out.
+    """
+    readers = Counter(group.weights for group in plan.groups)
+    options: dict[int, dict[Group, list[Option]]] = {}
+    for block in blocks:
+        each = {g: _options(g, found, block, shared=readers[g.weights] > 1) for g in plan.groups}
+        options[block] = {group: had for group, had in each.items() if had}
+    most = max(len(had) for had in options.values())
+    return {b: layout_energy(plan, had, block=b) for b, had in options.items() if len(had) == most}
+
+
+def _options(group: Group, found: Offers, block: int, *, shared: bool) -> list[Option]:
+    """The offers that are cheaper or smaller than every other of the same layouts."""
+    weights, problem, had = group.weights, group.problem, []
     if problem is None or weights is None:
-        return
-    best: dict[tuple[int, int], tuple[float, Choice]] = {}
-    for offer in found[problem]:
+        return []
+    for offer in found[problem, epilogue_of(group)]:
         labels = _labels(group, problem, offer, block)
-        if labels is None:
-            continue
-        packed = packed_bytes(Packing(weights, problem, offer.choice)) if price else 0
-        cost = offer.seconds + price * packed
-        if labels not in best or cost < best[labels][0]:
-            best[labels] = (cost, offer.choice)
-    yield from best.items()
+        if labels is not None:
+            form = (weights, problem, str(offer.choice)) if shared else None
+            had.append(Option(labels, cost_of(offer.seconds), align(offer.packed), form, offer.choice))
+    return list(_efficient(had))
+
+
+def _efficient(had: Sequence[Option]) -> Iterator[Option]:
+    fewest: dict[tuple[int, int], int] = {}
+    for option in sorted(had, key=lambda o: (o.cost, o.bytes)):
+        if option.bytes < fewest.get(option.labels, option.bytes + 1):
+            fewest[option.labels] = option.bytes
+            yield option
 
 
 def _labels(group: Group, problem: Problem, offer: Offer, block: int) -> tuple[int, int] | None:
@@ -111,52 +115,9 @@ def _labels(group: Group, problem: Problem, offer: Offer, block: int) -> tuple[i
     if problem.kind == "matmul":
         return (0, 0) if offer.blocks == (problem.ic, problem.oc) else None
     found = []
-    for channels, node in zip(offer.blocks, (group.nodes[0].args[0], group.nodes[0]), strict=True):
+    nodes: tuple[Node, Node] = (group.nodes[0].args[0], group.nodes[0])
+    for channels, node in zip(offer.blocks, nodes, strict=True):
         if channels not in (1, blocked(node.shape, block=block).block):
             return None
         found.append(int(channels != 1))
     return found[0], found[1]
-
-
-class _Chosen:
-    """The plan's nodes and groups made anew, with a Copy for every group that wants a value in its other layout."""
-
-    def __init__(self, plan: Plan, best: Best, labels: Labels, block: int) -> None:
-        self.given, self.best, self.labels, self.block = plan, best, labels, block
-        self.new: dict[Node, Node] = {}
-        self.copies: dict[Node, Node] = {}
-        self.groups: list[Group] = []
-        self.choices: dict[Group, Choice] = {}
-        self.layouts: dict[Node, Layout] = dict.fromkeys(plan.inputs, PLAIN)
-
-    def plan(self) -> Plan:
-        for group in self.given.groups:
-            self._add(group)
-        outputs = tuple((name, self._wanted(node, 0)) for name, node in self.given.outputs)
-        return dataclasses.replace(
-            self.given, outputs=outputs, groups=tuple(self.groups), choices=self.choices, layouts=self.layouts
-        )
-
-    def _add(self, group: Group) -> None:
-        local = {r: self._wanted(r, self.labels[group, r]) for r in activations(group)}
-        for node in group.nodes:
-            local[node] = node.with_args(tuple(local.get(a, a) for a in node.args))
-        result, label = group.result, self.labels[group.result]
-        self.new[result] = local[result]
-        self.layouts[local[result]] = layout_of(result, label, block=self.block)
-        fresh = Group.of([local[n] for n in group.nodes])
-        self.groups.append(fresh)
-        if group in self.best:
-            x = group.nodes[0].args[0]
-            self.choices[fresh] = self.best[group][self.labels[group, x], label]
-
-    def _wanted(self, node: Node, label: int) -> Node:
-        """`node` in the layout of `label`: itself, or its one copy."""
-        if self.labels[node] == label:
-            return self.new.get(node, node)
-        if node not in self.copies:
-            copy = Copy(self.new.get(node, node), origin=node.origin)
-            self.copies[node] = copy
-            self.groups.append(Group.of([copy]))
-            self.layouts[copy] = layout_of(node, label, block=self.block)
-        return self.copies[node]
