@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from convc.problem import Problem
+from convc.report.single import single_convolution
 from convc.runtime import cache
 from convc.runtime.cache import Cache, open_cache
 
@@ -26,6 +30,24 @@ def test_gives_back_what_was_put(tmp_path: Path) -> None:
     cache.put("other", b"")
     assert cache.get("key") == b"object" and cache.get("other") == b"" and cache.get("k") is None
     assert (tmp_path / "user").stat().st_mode & 0o777 == 0o700
+
+
+COMPILE = """
+import sys, convc
+from pathlib import Path
+convc.compile(Path("model.onnx"), target="cpu/x86-64-v3").save(sys.argv[1])
+print("tvm" in sys.modules)
+"""
+
+
+def test_a_filled_cache_gives_the_same_bytes_without_the_compiler(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(single_convolution(Problem.parse("mb1_ic8ih6_oc16oh6_kh3ph1")))
+    told = [
+        subprocess.check_output([sys.executable, "-c", COMPILE, name], cwd=tmp_path, text=True, timeout=120).strip()
+        for name in ("cold.convc", "warm.convc")
+    ]
+    assert told == ["True", "False"]
+    assert (tmp_path / "cold.convc").read_bytes() == (tmp_path / "warm.convc").read_bytes()
 
 
 def test_every_damaged_byte_is_found(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from convc.ir import (
     Unary,
 )
 from convc.passes import simplify
+from convc.passes.constants import rounded_product
 
 
 @settings(max_examples=25, deadline=None)
@@ -131,3 +132,16 @@ def test_zero_padding_goes_into_convolutions_and_averages() -> None:
 )
 def test_other_padding_stays(pad: Pad) -> None:
     assert kinds(simplified(conv(pad, 4))) == {"Pad": 1, "Conv": 1}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_products_are_rounded_once_from_float64(dtype: str) -> None:
+    random = np.random.default_rng(0)
+    value = (random.standard_normal((7, 3, 5)) * 2.0 ** random.integers(-20, 6, (7, 3, 5))).astype(np.dtype(dtype))
+    factor = random.standard_normal((7, 1, 1)) * np.array([1e-3, 1.0, 300.0])[:, None]
+    value[0, 0, 0] = -0.0
+    wide = (value.astype(np.float64) * factor).astype(np.dtype(dtype))
+    for stored in (value, np.asfortranarray(value)):
+        found = rounded_product(stored, factor, dtype)
+        assert found is not None and found.dtype == dtype and found.value.tobytes() == wide.tobytes()
+    assert rounded_product(value, np.full((7, 1, 1), 1e308), dtype) is None

@@ -71,9 +71,10 @@ class TensorReader:
             return read_external(self.folder, external_entries(tensor), size=size)
         if not tensor.HasField("raw_data"):
             return None
-        if len(tensor.raw_data) != size:
-            raise BadInputError(f"{len(tensor.raw_data)} bytes of data, dimensions {list(tensor.dims)} need {size}")
-        return bytes(tensor.raw_data)
+        raw = bytes(tensor.raw_data)  # protobuf makes a copy at each access
+        if len(raw) != size:
+            raise BadInputError(f"{len(raw)} bytes of data, dimensions {list(tensor.dims)} need {size}")
+        return raw
 
 
 def count_elements(dims: Sequence[int]) -> int:

@@ -48,32 +48,38 @@ def build(
         text = kernel_text(call.kernel)
         symbols[call.kernel] = "k_" + hashlib.sha256(text.encode()).hexdigest()[:16]
         texts.setdefault(text, call.kernel)
-    done = 0
-    found: list[tuple[bytes, int]] = []
+    keys = {text: _key(text, symbols[kernel], target) for text, kernel in texts.items()}
+    found = {text: stored for text, key in keys.items() if (stored := object_cache.get(key))}
+    missing = [text for text in texts if text not in found]
+    if missing:
+        import convc.lower.kernel  # noqa: F401  and with it tvm, before the pool's threads would do it all at once
     with ThreadPoolExecutor(available_threads()) as pool:
-        for result in pool.map(lambda item: _object(item[1], item[0], symbols[item[1]], target), texts.items()):
-            found.append(result)
-            done += 1
+        made = pool.map(lambda text: _compiled(texts[text], keys[text], symbols[texts[text]], target), missing)
+        for text, content in zip(missing, made, strict=True):
+            found[text] = content
             if progress:
-                progress(done, len(texts))
+                progress(len(found), len(texts))
     if dump:
         for text, kernel in texts.items():
             _dump(kernel, text, symbols[kernel], target, dump)
-    scratch = {symbols[kernel]: size for kernel, (_, size) in zip(texts.values(), found, strict=True)}
-    return Built(tuple(data for data, _ in found), symbols, scratch)
+    scratch = {symbols[kernel]: HEAD.unpack_from(found[text])[0] for text, kernel in texts.items()}
+    return Built(tuple(found[text][HEAD.size :] for text in texts), symbols, scratch)
 
 
-def _object(kernel: Kernel | Packing, text: str, symbol: str, target: Target) -> tuple[bytes, int]:
-    key = hashlib.sha256("\0".join((text, symbol, str(target), toolchain())).encode()).hexdigest()
-    if stored := object_cache.get(key):
-        return stored[HEAD.size :], HEAD.unpack_from(stored)[0]
-    from convc.lower.build import build_object  # imports tvm, which a warm cache does without
+def _key(text: str, symbol: str, target: Target) -> str:
+    return hashlib.sha256("\0".join((text, symbol, str(target), toolchain())).encode()).hexdigest()
+
+
+def _compiled(kernel: Kernel | Packing, key: str, symbol: str, target: Target) -> bytes:
+    """The object behind its HEAD, as the cache has it from now on."""
+    from convc.lower.build import build_object
     from convc.lower.kernel import lower
 
     noalias = isinstance(kernel, Packing) or kernel.in_place is None
     data, scratch = build_object(lower(kernel, target), symbol, target, noalias=noalias)
-    object_cache.put(key, HEAD.pack(scratch) + data)
-    return data, scratch
+    content = HEAD.pack(scratch) + data
+    object_cache.put(key, content)
+    return content
 
 
 def _dump(kernel: Kernel | Packing, text: str, symbol: str, target: Target, folder: Path) -> None:
@@ -94,7 +100,7 @@ def toolchain() -> str:
     here = Path(__file__).resolve().parent.parent
     library = {Path(a.define.__code__.co_filename).resolve() for a in algorithms().values()}
     shared = {path for file in library for path in file.parent.glob("_*.py")}
-    names = ("algorithm.py", "layout.py", "problem.py", "target.py", "ir/*.py", "lower/*.py", "plan/*.py")
+    names = ("algorithm.py", "layout.py", "llvm.py", "problem.py", "target.py", "ir/*.py", "lower/*.py", "plan/*.py")
     for path in sorted({*library, *shared, *(p for n in names for p in here.glob(n))}):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -55,4 +55,19 @@ def rounded(value: Array, dtype: str) -> Const | None:
     """float64 numbers as a constant of `dtype`; None where one of them does not fit or is not finite."""
     with np.errstate(all="ignore"):
         stored = value.astype(np.dtype(dtype))
+    return finite(stored)
+
+
+def rounded_product(value: Array, factor: Array, dtype: str) -> Const | None:
+    """`rounded` of value * factor, `factor` broadcasting into `value`; float64 exists a few thousand numbers at a time.
+
+    Weights are large: twice their size in float64, for each of the two operands, costs more than the product.
+    """
+    stored = np.empty(value.shape, np.dtype(dtype))
+    with np.errstate(all="ignore"):
+        np.multiply(value, factor, out=stored, dtype=np.float64, casting="unsafe")
+    return finite(stored)
+
+
+def finite(stored: Array) -> Const | None:
     return Const(stored) if np.all(np.isfinite(stored)) else None

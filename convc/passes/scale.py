@@ -8,7 +8,7 @@ import numpy as np
 
 from convc.ir import Array, Binary, Const, Conv, ConvTranspose, MatMul, Node
 from convc.passes.affine import Affine, affine_chain, affine_step, is_quotient
-from convc.passes.constants import along, rounded
+from convc.passes.constants import along, finite, rounded, rounded_product
 from convc.passes.rewrite import Uses, origins
 
 # Below this scale x + shift/scale could lose what x holds.
@@ -22,12 +22,12 @@ def fold_scale_after(node: Node, uses: Uses) -> Node | None:
         return None
     match step.x:
         case Conv(w=Const(w), b=None | Const()) as conv:
-            return _with_scaled_outputs(conv, w.astype(np.float64), step)
-        case ConvTranspose(w=Const(), b=None | Const()) as conv:
-            return _with_scaled_outputs(conv, outputs_first(conv), step)
+            return _with_scaled_outputs(conv, w, step)
+        case ConvTranspose(w=Const(w), b=None | Const()) as conv:
+            return _with_scaled_outputs(conv, outputs_first(w, conv), step)
         case MatMul(a, Const(b)) as product if b.ndim == 2 and not step.shifts:
             scale = along(step.scale, product.shape, len(product.shape) - 1)
-            scaled = None if scale is None else rounded(b * scale, node.dtype)
+            scaled = None if scale is None else rounded_product(b, scale, node.dtype)
             return scaled and MatMul(a, scaled, origin=origins(product, node))
     return None
 
@@ -37,12 +37,13 @@ def _with_scaled_outputs(conv: Conv | ConvTranspose, w: Array, step: Affine) -> 
     scale, shift = along(step.scale, conv.shape, 1), along(step.shift, conv.shape, 1)
     if scale is None or shift is None:
         return None
-    scaled = w * scale.reshape(-1, *(1,) * (w.ndim - 1))
-    if isinstance(conv, ConvTranspose):
-        scaled = inputs_first(scaled, conv)
-    weights, bias = rounded(scaled, conv.dtype), rounded(bias_of(conv) * scale + shift, conv.dtype)
+    by_channel = scale.reshape(-1, *(1,) * (w.ndim - 1))
+    weights = rounded_product(w, by_channel, conv.dtype) if step.scales else finite(w)
+    bias = rounded(bias_of(conv) * scale + shift, conv.dtype)
     if weights is None or bias is None:
         return None
+    if isinstance(conv, ConvTranspose):
+        weights = Const(inputs_first(weights.value, conv))
     needed = conv.b is not None or step.shifts
     return replace(conv, w=weights, b=bias if needed else None, origin=origins(conv, *step.nodes))
 
@@ -52,10 +53,8 @@ def bias_of(conv: Conv | ConvTranspose) -> Array:
     return conv.b.value.astype(np.float64) if isinstance(conv.b, Const) else np.zeros(conv.shape[1])
 
 
-def outputs_first(conv: ConvTranspose) -> Array:
-    """w [C, O/group, *K] as float64 [O, C/group, *K]."""
-    assert isinstance(conv.w, Const)
-    w = conv.w.value.astype(np.float64)
+def outputs_first(w: Array, conv: ConvTranspose) -> Array:
+    """w [C, O/group, *K] as [O, C/group, *K]."""
     split = w.reshape(conv.group, -1, *w.shape[1:]).swapaxes(1, 2)
     return split.reshape(-1, *split.shape[2:])
 

@@ -63,14 +63,19 @@ class Entry:
 
 def pack(entries: Mapping[str, Bytes]) -> bytes:
     """The zip with these entries, in this order. Raises UnsupportedError above 4 GiB."""
+    return b"".join(parts(entries))
+
+
+def parts(entries: Mapping[str, Bytes]) -> list[Bytes]:
+    """What `pack` puts together, for who writes it without needing it in one piece."""
     rows = _place([(name.encode("ascii"), len(data), zlib.crc32(data)) for name, data in entries.items()])
     end = rows[-1].start + rows[-1].size if rows else 0
     if end > MAX_BYTES or len(rows) > MAX_ENTRIES:
         raise UnsupportedError(f"{len(rows)} entries of {end} bytes: an artifact holds {MAX_ENTRIES} entries, 4 GiB")
-    parts: list[Bytes] = []
+    found: list[Bytes] = []
     for row, data in zip(rows, entries.values(), strict=True):
-        parts += [row.local, data]
-    return b"".join([*parts, _tail(rows, end)])
+        found += [row.local, data]
+    return [*found, _tail(rows, end)]
 
 
 def unpack(data: Bytes, path: str) -> dict[str, memoryview]:

@@ -10,6 +10,7 @@ import numpy as np
 from convc.ir import Const
 from convc.plan.plan import Plan
 from convc.runtime.container import ALIGNMENT
+from convc.runtime.memory import pages
 
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
@@ -18,21 +19,25 @@ DTYPES = {
 RESERVED = "__metadata__"
 
 
-def safetensors(plan: Plan) -> tuple[bytes, int]:
-    """The file and where its data start, in bytes, a multiple of 64. The data are `plan.weight_bytes` long."""
+def safetensors(plan: Plan) -> tuple[memoryview, int]:
+    """The file and where its data start, in bytes, a multiple of 64. The data are `plan.weight_bytes` long.
+
+    The data lie at a multiple of 64 in memory too, so that the library can read them where they are.
+    """
     header: dict[str, object] = {RESERVED: {"format": "convc"}}
-    data = bytearray(plan.weight_bytes)
     for name, offset, const in _with_fillers(plan):
         size = const if isinstance(const, int) else const.value.nbytes
         key = _unused(name, header)
         dtype, shape = ("U8", [size]) if isinstance(const, int) else _form(const)
         header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
-        if not isinstance(const, int):
-            data[offset : offset + size] = np.ascontiguousarray(const.value).tobytes()
     text = json.dumps(header, separators=(",", ":")).encode()
     start = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT
-    head = (start - 8).to_bytes(8, "little") + text.ljust(start - 8)
-    return head + data, start
+    file = pages(start + plan.weight_bytes)
+    file[:start] = np.frombuffer((start - 8).to_bytes(8, "little") + text.ljust(start - 8), np.uint8)
+    for _, offset, const in plan.weights:
+        place = file[start + offset : start + offset + const.value.nbytes]
+        place.view(const.value.dtype).reshape(const.shape)[...] = const.value
+    return file.data.toreadonly(), start
 
 
 def _with_fillers(plan: Plan) -> Iterable[tuple[str, int, Const | int]]:
