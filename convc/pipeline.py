@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Observer = Callable[[str, Any], None]
+MAX_REL_ERR = 1e-4
 STAGES = ("graph", "simple", "plan", "chosen", "placed")
 
 
@@ -22,8 +23,10 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
     *,
     target: str = "native",
     threads: int | None = None,
-    max_rel_err: float = 1e-4,
+    max_rel_err: float = MAX_REL_ERR,
     memory_budget: int | None = None,
+    records: str | Path | None = None,
+    require_tuned: bool = False,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dump_code: str | Path | None = None,
     observe: Observer | None = None,
@@ -33,9 +36,10 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
 
     `threads` is how many the schedules split work for (default: what the target says, else 1); `max_rel_err` bounds
     each layer's error relative to its output range; `memory_budget` bounds packed weights and workspace in bytes;
-    `shapes` fixes symbolic input shapes by name; `dump_code` is a folder for the lowered and assembled kernels.
-    `observe` sees every stage's name and value,
-    `progress` the number of kernels built and their total. The same input gives the same bytes; nothing is measured.
+    `records` is a folder of tuning logs (default: the user's), used beside those that convc ships; `require_tuned`
+    refuses a problem without a record. `shapes` fixes symbolic input shapes by name; `dump_code` is a folder for the
+    lowered and assembled kernels. `observe` sees every stage's name and value, `progress` the number of kernels built
+    and their total. The same input gives the same bytes; nothing is measured.
     Raises ConvcError with the reason.
     """
     from convc.frontend import import_onnx
@@ -43,24 +47,29 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
     from convc.passes import simplify
     from convc.plan import partition, place, select
     from convc.runtime.package import package
+    from convc.tune.lookup import lookup_for
 
     def stage(name: str, value: T) -> T:
         if observe:
             observe(name, value)
         return value
 
-    machine = parse_target(target, threads=threads)
+    known = lookup_for(parse_target(target, threads=threads), Path(records) if records else None)
+    machine = known.target
     graph = stage("graph", import_onnx(model, shapes=shapes or {}))
     graph = stage("simple", simplify(graph))
     plan = stage("plan", partition(graph))
-    plan = stage("chosen", select(plan, machine, max_rel_err=max_rel_err, memory_budget=memory_budget))
+    chosen = select(plan, machine, max_rel_err=max_rel_err, memory_budget=memory_budget, records=known)
+    if require_tuned:
+        known.check_tuned(chosen)
+    plan = stage("chosen", chosen)
     plan = stage("placed", place(plan))
     built = build(plan, machine, dump=Path(dump_code) if dump_code else None, progress=progress)
     options = {
         "target": str(machine), "max_rel_err": max_rel_err, "memory_budget": memory_budget,
         "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
     }
-    return package(built, plan, machine, model, options=options)
+    return package(built, plan, machine, model, options=options, origin=known.origin_of)
 
 
 class _Reached(Exception):  # noqa: N818  no error: the stage that was asked for

@@ -6,8 +6,10 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from convc.errors import UsageError
-from convc.ir import Conv, ConvTranspose, MatMul, Node
+from convc.ir import Const, Conv, ConvTranspose, Input, MatMul, Node, TensorType
 
 AXES = {1: "w", 2: "hw", 3: "dhw"}
 _FIELD = re.compile(r"([a-z]+)(\d+)")
@@ -177,6 +179,19 @@ class Problem:
         before = tuple(lo for lo, _ in node.pad)
         extents = tuple(i), tuple(o), tuple(k)
         return cls(mb, node.group, ic, oc, *extents, node.stride, before, node.dilation, kind, node.dtype)
+
+    def node(self) -> Conv | ConvTranspose | MatMul:
+        """The convolution of an input "x" by zero weights whose problem this is."""
+        w = Const(np.zeros(self.weights, self.dtype))
+        if self.kind == "matmul":
+            return MatMul(Input("x", TensorType((*self.i, self.ic), self.dtype)), w)
+        x = Input("x", TensorType((self.mb, self.ic, *self.i), self.dtype))
+        if self.kind == "conv":
+            pad = tuple((before, max(0, after)) for before, after in zip(self.p, self.after, strict=True))
+            return Conv(x, w, None, self.s, pad, self.d, self.g)
+        axes = zip(self.i, self.k, self.s, self.p, self.d, self.o, strict=True)
+        extra = tuple(o - ((i - 1) * s + (k - 1) * d + 1 - 2 * p) for i, k, s, p, d, o in axes)
+        return ConvTranspose(x, w, None, self.s, tuple((p, p) for p in self.p), self.d, extra, self.g)
 
     @classmethod
     def of(cls, node: Node) -> Problem:

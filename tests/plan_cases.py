@@ -32,12 +32,13 @@ from convc.ir import (
     Unary,
 )
 from convc.layout import Layout
+from convc.plan.energy import Option
 from convc.plan.layouts import activations
-from convc.plan.mincut import Table
 from convc.plan.plan import Call, Group, Packing, Plan, Slot
 from convc.problem import Problem
 from convc.target import Target
 
+LABELS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 TARGET = Target("test", "x86_64-unknown-linux-gnu", 8, 16, ("avx2",))
 
 
@@ -73,12 +74,17 @@ def fake(
 
 
 @contextmanager
-def library(*algorithms: Algorithm) -> Iterator[None]:
-    """The schedule library holds `algorithms` and nothing else; packed weights are as large as the model's."""
+def library(*algorithms: Algorithm, packed: Mapping[str, int] | None = None) -> Iterator[None]:
+    """The schedule library holds `algorithms` and nothing else; packed weights are as large as the model's, times what
+    `packed` says of the algorithm."""
     table = {a.name: a for a in algorithms}
+
+    def elements(shape: tuple[int, ...], dtype: str, problem: Problem, name: str, config: object) -> int:
+        return math.prod(shape) * (packed or {}).get(name, 1)
+
     with (
         patch("convc.plan.offers.algorithms", lambda: table),
-        patch("convc.plan.arena._algorithm_elements", lambda shape, *rest: math.prod(shape)),
+        patch("convc.plan.arena._algorithm_elements", elements),
     ):
         yield
 
@@ -282,12 +288,13 @@ def compute(group: Group, values: dict[Node, Array]) -> Array:
     return values[group.result]
 
 
-def tables_of(plan: Plan, seed: int) -> dict[Group, Table]:
-    """Random costs of every anchored group, equal layouts together no dearer than mixed ones."""
+def options_of(plan: Plan, seed: int) -> dict[Group, list[Option]]:
+    """Random options of every anchored group: one or two for each pair of labels, the dearer of fewer bytes."""
     r = random.Random(seed)
-    found: dict[Group, Table] = {}
+    found: dict[Group, list[Option]] = {}
     for group in plan.groups:
         if group.anchor is not None and activations(group):
-            low, high = sorted(r.randrange(10**5, 10**7) for _ in range(2))
-            found[group] = ((low, high), (high, r.randrange(10**5, 2 * high - low)))
+            labels = r.sample(LABELS, r.randrange(1, 5))
+            found[group] = [Option(pair, r.randrange(10**5, 10**7), 64 * r.randrange(3, 9)) for pair in labels]
+            found[group] += [Option(o.labels, 2 * o.cost, o.bytes - 128) for o in found[group] if r.random() < 0.5]
     return found

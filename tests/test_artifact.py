@@ -33,6 +33,8 @@ from convc.ir import Const
 from convc.runtime import artifact as artifact_file
 from convc.runtime import container, features, glue, link, loader, package
 from convc.runtime.artifact import GOLDEN, HEADER, LIBRARY, MANIFEST, WEIGHTS, Artifact
+from convc.runtime.loader import load
+from convc.runtime.memory import address
 from convc.runtime.weights import safetensors as weights_file
 
 HOSTILE = '*/ #include "/etc/passwd" /* ??/ \\\n"); system("touch pwned"); // %s ../../x \u202e'
@@ -101,10 +103,17 @@ def test_weights_of_every_dtype_and_name() -> None:
     names = ["__metadata__", "", "a", "a", "filler_3", "b", "c"]
     rows = [(name, 64 * i, Const(value)) for i, (name, value) in enumerate(zip(names, values, strict=True))]
     file, start = weights_file(replace(handmade.plan(), weights=tuple(rows), weight_bytes=64 * 7))
-    found = safetensors.numpy.load(file)
+    found = safetensors.numpy.load(bytes(file))
     kept = [found[key] for key in ("__metadata__.1", "unnamed", "a", "a.1", "filler_3", "b", "c")]
     assert all(np.array_equal(one, two) for one, two in zip(kept, values, strict=True))
     assert start % 64 == 0 and len(file) == start + 64 * 7
+
+
+def test_weights_are_read_where_they_lie() -> None:
+    artifact = handmade.artifact()
+    data = np.frombuffer(artifact.weights, np.uint8)
+    assert address(data) % 64 == 0 and not data.flags.writeable
+    assert np.shares_memory(load(artifact)._weights, data)
 
 
 def test_golden_holds_without_pickle() -> None:
@@ -179,7 +188,7 @@ DAMAGED: list[tuple[dict[str, bytes], str]] = [
     ({**with_manifest(lambda m: listed(m, "../x.so")), **EMPTY}, "'../x.so' is not one"),
     ({**entries(), MANIFEST: b"{"}, "manifest cannot be read"),
     ({**entries(), MANIFEST: b"[" * 100_000}, "manifest cannot be read"),
-    (with_manifest(lambda m: m.update(schema=2)), "has schema 2, this convc reads 1"),
+    (with_manifest(lambda m: m.update(schema=1)), "has schema 1, this convc reads 2"),
     (with_manifest(lambda m: m.pop("inputs")), "'inputs'"),
     (with_manifest(lambda m: m["inputs"][0].update(shape=[1 << 62, 1 << 62])), "the shape"),
     (with_manifest(lambda m: m["inputs"][0].update(shape=[-1])), "the shape"),

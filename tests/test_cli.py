@@ -19,7 +19,7 @@ from convc.cli.failure import KINDS, failure_of
 from convc.cli.options import Fraction, Shape, Size
 from convc.errors import BadInputError, BudgetError, ConvcError, MissingDependencyError, VerifyError
 
-HEAVY = ("tvm", "tvm_ffi", "onnx", "numpy", "rich", "networkx", "torch", "onnxruntime", "openvino")
+HEAVY = ("tvm", "tvm_ffi", "onnx", "numpy", "rich", "networkx", "scipy", "torch", "onnxruntime", "openvino")
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,7 @@ Options:
 
 Commands:
   compile  ONNX model to artifact.
+  tune     Measure and record the best configs.
   run      One inference, arrays from and to .npz.
   bench    Speed, side by side with other runtimes.
   verify   Results against a reference.
@@ -64,6 +65,7 @@ Commands:
   explain  Why a layer got its algorithm.
   check    Whether a model compiles, without compiling it.
   inspect  What a model or an artifact holds.
+  records  Tuning logs: merge, count, clean, compare.
   ops      The ONNX operators that convc compiles, with limits.
   targets  What --target takes.
   doctor   Check this machine.
@@ -86,7 +88,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        ("tune x", 2, f"convc: 'tune' is no verb of convc; there are {', '.join(VERBS)}; see `convc --help`"),
+        ("frob x", 2, f"convc: 'frob' is no verb of convc; there are {', '.join(VERBS)}; see `convc --help`"),
         ("ops --loud", 2, "convc: No such option '--loud'; see `convc ops --help`"),
         ("run", 2, "convc: Missing argument 'X.convc'; see `convc run --help`"),
         ("run no.convc --fill random", 3, "convc: 'no.convc' cannot be read: No such file or directory"),

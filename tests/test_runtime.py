@@ -159,7 +159,7 @@ def test_loading_imports_no_compiler(tmp_path: Path) -> None:
         "import sys, numpy, convc\n"
         f"m = convc.load({str(path)!r})\n"
         "m.run(m.golden()[0])\n"
-        "heavy = {'tvm', 'tvm_ffi', 'onnx', 'networkx', 'torch', 'safetensors', 'click', 'rich', 'psutil'}\n"
+        "heavy = {'tvm', 'tvm_ffi', 'onnx', 'networkx', 'scipy', 'torch', 'safetensors', 'click', 'rich', 'psutil'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

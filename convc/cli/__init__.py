@@ -14,7 +14,8 @@ import click
 from convc.cli.failure import report
 
 VERBS = (
-    "compile", "run", "bench", "verify", "profile", "explain", "check", "inspect", "ops", "targets", "doctor",
+    "compile", "tune", "run", "bench", "verify", "profile", "explain", "check", "inspect", "records", "ops", "targets",
+    "doctor",
 )  # fmt: skip
 PACKAGE = Path(__file__).parent.parent
 HELP = """\b

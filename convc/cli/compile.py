@@ -34,6 +34,8 @@ STAGES = ("graph", "simple", "plan", "chosen", "placed")
 @options.shape
 @options.max_rel_err
 @options.memory_budget
+@options.records
+@click.option("--require-tuned", is_flag=True, help="Exit with 9 where a problem has no record.")
 @click.option("--dump-code", type=options.FILE, help="Folder for the code of every kernel.")
 @click.option("--stop-after", type=click.Choice(STAGES), help="Print this stage as text and write nothing.")
 def command(
@@ -41,7 +43,8 @@ def command(
 ) -> None:
     """Compile MODEL for a machine and write the artifact: code, header, weights and what was chosen.
 
-    Nothing is measured and nothing is random: the same model and flags give the same bytes.
+    Nothing is measured and nothing is random: the same model, flags and records give the same bytes. What `convc tune`
+    recorded decides where there is a record of the problem or of one near it, elsewhere a model of the machine.
     """
     if stop_after:
         return _show_stage(console, model, stop_after, options.building(given))
@@ -83,8 +86,8 @@ def summary_of(artifact: Artifact) -> dict[str, Any]:
 
 
 def _sources(manifest: Any) -> list[str]:
-    """Where each choice of an algorithm is from; what says nothing is modelled."""
-    return [str(call.get("source") or "modelled") for call in manifest["calls"] if call["algorithm"]]
+    """Where each choice of an algorithm is from."""
+    return [str(call["source"]) for call in manifest["calls"] if call["algorithm"]]
 
 
 def summary_lines(document: dict[str, Any]) -> list[str]:

@@ -17,18 +17,26 @@ from convc.report.table import Table, bytes_text, table, us_text
 
 if TYPE_CHECKING:
     from convc.plan.offers import Row
+    from convc.problem import Problem
     from convc.target import Target
+    from convc.tune.lookup import Lookup
 
 DEFAULT_TARGET = "native"
 
 
 @dataclass(frozen=True)
 class Explained:
-    """A problem, the layers that have it (number and name), and what was chosen for them; "" where nothing was."""
+    """A problem, the layers that have it (number and name), what was chosen for them ("" where nothing was) and where
+    that came from: a record of this problem (tuned), of one near it (transferred), or the model (modelled)."""
 
     problem: str
     layers: tuple[tuple[int, str], ...]
     choice: str
+    source: str = ""
+
+    @property
+    def algorithm(self) -> str:
+        return self.choice.partition("(")[0]
 
 
 @verb(
@@ -43,11 +51,13 @@ class Explained:
 @click.option("--threads", type=options.THREADS, help="Threads to split work for. Default: the target's, or 1.")
 @options.shape
 @options.max_rel_err
+@options.records
 def command(console: Console, subject: str, layer: str | None, **given: Any) -> None:
     """Tell for every convolution what each algorithm of the library offers: predicted time on one thread, bound on the
     error relative to the largest sum of absolute products, workspace, or why it refuses. The choice is marked with *.
 
-    LAYER is a part of a node's name, or the number of a layer.
+    Below each problem stands what was chosen and why: tuned (a record of this very problem), transferred (of one near
+    it) or modelled. LAYER is a part of a node's name, or the number of a layer.
     """
     asked = subject_of(subject)
     target, found = _explained(asked, given)
@@ -62,7 +72,7 @@ def command(console: Console, subject: str, layer: str | None, **given: Any) -> 
     rows = {e.problem: explain_problem(Problem.parse(e.problem), target) for e in kept}
     parts: list[str | Table] = []
     for explained in kept:
-        parts += [_headline(explained), _table(rows[explained.problem], explained.choice), ""]
+        parts += [_headline(explained), _table(rows[explained.problem], explained.algorithm), ""]
     document = [asdict(e) | {"algorithms": [asdict(row) for row in rows[e.problem]]} for e in kept]
     console.result({"target": target.label, "problems": document}, *parts, f"for {target.label}")
 
@@ -77,26 +87,35 @@ def _explained(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, list[E
     if asked.kind == "artifact":
         return _of_artifact(asked, given)
     building = options.building({**given, "target": given["target"] or DEFAULT_TARGET})
-    target = parse_target(building["target"], threads=building["threads"])
+    from convc.tune.lookup import lookup_for
+
+    known = lookup_for(parse_target(building["target"], threads=building["threads"]), building["records"])
     if asked.kind == "problem":
-        return target, [Explained(str(asked.problem.canonical), (), _best(asked, target))]
+        return known.target, [_of_problem(asked.problem.canonical, known)]
     from convc.pipeline import run_until
+    from convc.plan.epilogue import epilogue_of
 
     assert asked.path is not None
     plan = run_until("chosen", asked.path, **building)
-    rows = [
-        (str(group.problem), i, ", ".join(group.origin), plan.choices[group].algorithm if group in plan.choices else "")
-        for i, group in enumerate(plan.groups)
-        if group.problem
-    ]
-    return target, _merged(rows)
+    rows = []
+    for i, group in enumerate(plan.groups):
+        if group.problem is not None:
+            choice = plan.choices.get(group)
+            source = known.origin(group.problem, epilogue_of(group), choice) if choice else ""
+            rows.append((i, ", ".join(group.origin), (str(group.problem), str(choice or ""), source)))
+    return known.target, _merged(rows)
 
 
-def _best(asked: Subject, target: Target) -> str:
+def _of_problem(problem: Problem, known: Lookup) -> Explained:
+    """Alone and without an epilogue: the fastest of its records, else the model's best."""
     from convc.plan import explain_problem
 
-    first = explain_problem(asked.problem, target)[0]
-    return "" if first.refusal else first.algorithm
+    if found := known(problem, "none"):
+        best = min(found, key=lambda m: m.seconds)
+        return Explained(str(problem), (), str(best.choice), best.origin)
+    first = explain_problem(problem, known.target)[0]
+    choice = "" if first.refusal else f"{first.algorithm}({first.config})"
+    return Explained(str(problem), (), choice, "modelled" if choice else "")
 
 
 def _of_artifact(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, list[Explained]]:
@@ -109,27 +128,28 @@ def _of_artifact(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, list
     assert asked.path is not None
     artifact = Artifact.open(asked.path)
     rows = [
-        (layer.problem, layer.index, ", ".join(layer.origin), layer.algorithm or "")
+        (layer.index, ", ".join(layer.origin), (layer.problem, layer.choice, layer.source or ""))
         for layer in artifact.layers
         if layer.problem
     ]
     return parse_target(artifact.manifest["target"]["text"]), _merged(rows)
 
 
-def _merged(rows: Iterable[tuple[str, int, str, str]]) -> list[Explained]:
-    """Layers of the same problem and choice together, in order of their first."""
-    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    for problem, number, name, choice in rows:
-        found.setdefault((problem, choice), []).append((number, name))
-    return [Explained(problem, tuple(layers), choice) for (problem, choice), layers in found.items()]
+def _merged(rows: Iterable[tuple[int, str, tuple[str, str, str]]]) -> list[Explained]:
+    """Layers of the same problem, choice and source together, in order of their first."""
+    found: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+    for number, name, key in rows:
+        found.setdefault(key, []).append((number, name))
+    return [Explained(problem, tuple(had), choice, source) for (problem, choice, source), had in found.items()]
 
 
 def _headline(explained: Explained) -> str:
+    chosen = f"\n  {explained.source}: {explained.choice}" if explained.choice else ""
     if not explained.layers:
-        return explained.problem
+        return explained.problem + chosen
     names = "; ".join(f"{number} {name}" for number, name in explained.layers[:4])
     more = f"; and {len(explained.layers) - 4} more" if len(explained.layers) > 4 else ""
-    return f"{explained.problem}\n  layers: {names}{more}"
+    return f"{explained.problem}\n  layers: {names}{more}{chosen}"
 
 
 def _table(rows: list[Row], choice: str) -> Table:

@@ -105,7 +105,9 @@ max_rel_err = click.option(
     help="Bound on a layer's relative error.",
 )  # fmt: skip
 memory_budget = click.option("--memory-budget", type=Size(), help="Most bytes of workspace, as 64MiB.")
-records = click.option("--records", type=FILE, help="Folder of tuning logs.")
+records = click.option("--records", type=FILE, help="Folder of tuning logs. Default: the user's.")
+rpc_tracker = click.option("--rpc-tracker", metavar="HOST:PORT", help="TVM's RPC tracker; needs --rpc-key.")
+rpc_key = click.option("--rpc-key", metavar="KEY", help="The key under which devices are registered there.")
 inputs = click.option("--inputs", type=FILE, help="Arrays by input name, as .npz.")
 fill = click.option("--fill", type=click.Choice(["random", "zeros"]), help="Make inputs up.")
 seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of --fill random.")

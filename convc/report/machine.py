@@ -55,7 +55,12 @@ def this_machine() -> Machine:
 def cpu_name() -> str:
     if not CPUINFO.exists():
         return platform.processor() or "unknown"
-    found = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", CPUINFO.read_text(errors="replace"), re.MULTILINE)
+    return name_in(CPUINFO.read_text(errors="replace"))
+
+
+def name_in(cpuinfo: str) -> str:
+    """The name of the processor that a text as /proc/cpuinfo tells of."""
+    found = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     return " ".join(found[1].split()) if found else "unknown"
 
 

@@ -24,7 +24,7 @@ from convc.runtime import container
 from convc.runtime.container import Bytes
 from convc.runtime.features import check_machine
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST, LIBRARY, HEADER = "manifest.json", "lib/model.so", "include/model.h"
 WEIGHTS, GOLDEN = "weights.safetensors", "golden.npz"
 ENTRY = re.compile(r"([a-z][a-z0-9_]*/)?[a-z][a-z0-9_]*\.[a-z0-9]+")
@@ -44,8 +44,9 @@ class Port:
 class Layer:
     """One kernel call of a run: what it computes, how, and where its result lies after it.
 
-    `origin` holds ONNX node names, `ops` convc's operations; `problem`, `algorithm`, `config` and `error` (in units of
-    the type's rounding, against the sum of absolute products) are None where no convolution is in it. `reads` are the
+    `origin` holds ONNX node names, `ops` convc's operations; `problem`, `algorithm`, `config`, `source` (of the choice:
+    tuned, transferred or modelled) and `error` (in units of the type's rounding, against the sum of absolute products)
+    are None where no convolution is in it. `reads` are the
     layouts of the arguments; `bytes` are what must be read and written at least once. The result is at `at` bytes in
     `space`, the arena, or is the caller's output number `at`.
     """
@@ -57,6 +58,7 @@ class Layer:
     problem: str | None
     algorithm: str | None
     config: Mapping[str, int] | None
+    source: str | None
     error: float | None
     flops: int
     bytes: int
@@ -65,6 +67,13 @@ class Layer:
     type: TensorType
     space: str
     at: int
+
+    @property
+    def choice(self) -> str:
+        """Algorithm and config as text; "" where there is none."""
+        from convc.algorithm import Choice  # running an artifact does without
+
+        return "" if self.algorithm is None else str(Choice(self.algorithm, self.config or {}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +115,7 @@ class Artifact:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file; readers see the old one or the new one, never a part."""
-        write_atomically(Path(path), self.to_bytes())
+        write_atomically(Path(path), *container.parts(self.entries))
 
     def extract(self, folder: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Write each entry to `folder`, as lib/model.so or include/model.h, for use without convc."""
@@ -146,9 +155,12 @@ class Artifact:
         return artifact
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], entries: Mapping[str, Bytes]) -> Artifact:
-        """The artifact with these entries; their hashes go into the manifest."""
-        table = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in entries.items()}
+    def of(
+        cls, manifest: Mapping[str, Any], entries: Mapping[str, Bytes], *, hashes: Mapping[str, str] | None = None
+    ) -> Artifact:
+        """The artifact with these entries. Their SHA-256 go into the manifest; `hashes` are those already known."""
+        known = {name: (hashes or {}).get(name) or _sha256(data) for name, data in entries.items()}
+        table = {name: {"bytes": len(data), "sha256": known[name]} for name, data in entries.items()}
         full = {"schema": SCHEMA, **manifest, "entries": table}
         text = json.dumps(full, indent=1, ensure_ascii=True, allow_nan=False).encode()
         return cls({MANIFEST: text, **entries})
@@ -159,12 +171,12 @@ class Artifact:
         check_machine(target["label"], target["machine"], target["features"])
 
 
-def write_atomically(path: Path, data: Bytes) -> None:
-    """Write a file next to its place, then rename it there."""
+def write_atomically(path: Path, *parts: Bytes) -> None:
+    """Write a file, `parts` one after the other, next to its place, then rename it there."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -244,6 +256,6 @@ def _layer(index: int, row: Mapping[str, Any]) -> Layer:
     result = row["result"]
     return Layer(
         index, str(row["symbol"]), _words(row["ops"]), _words(row["origin"]), row["problem"], row["algorithm"],
-        row["config"], row["error"], int(row["flops"]), int(row["bytes"]), _words(row["reads"]),
+        row["config"], row["source"], row["error"], int(row["flops"]), int(row["bytes"]), _words(row["reads"]),
         Layout(int(result["block"])), _type(result), str(result["space"]), int(result["at"]),
     )

@@ -42,7 +42,7 @@ class Library:
     set_parallel_for: Callable[..., None]
 
     def __init__(self, content: Bytes, prefix: str) -> None:
-        handle, file = _map(content)
+        handle, file = map_library(content)
         try:
             for name, (result, arguments) in SIGNATURES.items():
                 function = getattr(handle, f"{prefix}_{name}")
@@ -64,7 +64,7 @@ def check(code: int, what: str) -> None:
         raise ConvcError(f"{what} failed with status {code}: {STATUS.get(code, 'unknown')}")
 
 
-def _map(content: Bytes) -> tuple[ctypes.CDLL, int]:
+def map_library(content: Bytes) -> tuple[ctypes.CDLL, int]:
     """The library at a path that no other has while it is loaded: the system's loader shares by path and by file."""
     try:
         file = os.memfd_create("convc", os.MFD_CLOEXEC)

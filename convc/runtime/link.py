@@ -41,9 +41,9 @@ def link(objects: Sequence[bytes], glue: Glue, target: Target) -> bytes:
         names = [f"k{i:04d}.o" for i in range(len(objects))]
         for name, content in zip(names, objects, strict=True):
             (root / name).write_bytes(content)
-        _run([*compiler, *COMPILE_FLAGS, "run.c", "-o", "run.o"], root)
+        compile_c([*compiler, *COMPILE_FLAGS, "run.c", "-o", "run.o"], root)
         (root / "objects.txt").write_text("\n".join(names))  # thousands of names do not fit on a command line
-        _run([*compiler, *LINK_FLAGS, "run.o", "@objects.txt", "-lm", "-o", "model.so"], root)
+        compile_c([*compiler, *LINK_FLAGS, "run.o", "@objects.txt", "-lm", "-o", "model.so"], root)
         return (root / "model.so").read_bytes()
 
 
@@ -70,7 +70,8 @@ def _exports(glue: Glue) -> str:
     return f"{{ global: {shown} local: *; }};\n"
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
+def compile_c(command: Sequence[str], folder: Path) -> None:
+    """Run the C compiler in `folder`. Raises ConvcError with its words where it fails."""
     environment = os.environ | {"LC_ALL": "C", "TMPDIR": str(folder), "SOURCE_DATE_EPOCH": "0"}
     line = shlex.join(command)
     try:

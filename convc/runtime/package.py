@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +18,8 @@ from convc.algorithm import algorithms
 from convc.ir import Array, Const, Graph, Node, TensorType
 from convc.plan.plan import Call, Kernel, Packing, Plan
 from convc.runtime import container
-from convc.runtime.artifact import GOLDEN, HEADER, LIBRARY, WEIGHTS, Artifact
+from convc.runtime.artifact import GOLDEN, HEADER, LIBRARY, MANIFEST, WEIGHTS, Artifact
+from convc.runtime.container import Bytes
 from convc.runtime.features import machine_of, required_features, runs_here
 from convc.runtime.glue import Glue, glue, scratch_bytes
 from convc.runtime.link import link
@@ -40,33 +43,45 @@ class Compiled(Protocol):
 
 def package(
     built: Compiled, plan: Plan, target: Target, model: bytes | str | Path, *, name: str = "model",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None, origin: Callable[[Kernel], str] = lambda kernel: "modelled",
 ) -> Artifact:
     """The artifact of a placed plan. The same arguments give the same bytes.
 
     `model` is the file it came from, or its bytes; `name` the prefix of its C functions; `options` what the manifest
-    shall say of how it was made (JSON values). Raises MissingDependencyError without a C compiler.
+    shall say of how it was made (JSON values), `origin` where the choice of a kernel came from: tuned, transferred or
+    modelled. Raises MissingDependencyError without a C compiler.
     """
-    weights, offset = safetensors(plan)
-    source = hashlib.sha256(model if isinstance(model, bytes) else Path(model).read_bytes()).hexdigest()
-    sources = _glue(built, plan, target, name, f"model {source[:16]}", weights, offset)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_digest_of, model)
+        weights, offset = safetensors(plan)
+        digest = hashlib.sha256(weights)
+        source = reading.result()
+    sources = _glue(built, plan, target, name, f"model {source[:16]}", digest.digest(), offset)
     library = link(built.objects, sources, target)
-    manifest = _manifest(built, plan, target) | {"weights": {"offset": offset}}
+    manifest = _manifest(built, plan, target, origin) | {"weights": {"offset": offset}}
     manifest |= {"name": name, "model": {"sha256": source}, "options": dict(options or {})}
-    entries = {LIBRARY: library, HEADER: sources.header.encode(), WEIGHTS: weights}
+    entries: dict[str, Bytes] = {LIBRARY: library, HEADER: sources.header.encode(), WEIGHTS: weights}
     here = runs_here(target)
     inputs = golden_inputs(plan)
     manifest["golden"] = {"seed": SEED, "source": "run" if here else "reference"}
-    outputs = _run(Artifact.of(manifest, entries), inputs) if here else _reference(plan, inputs)
-    return Artifact.of(manifest, entries | {GOLDEN: npz(inputs, outputs)})
+    outputs = _run(manifest, entries, inputs) if here else _reference(plan, inputs)
+    return Artifact.of(manifest, entries | {GOLDEN: npz(inputs, outputs)}, hashes={WEIGHTS: digest.hexdigest()})
+
+
+def _digest_of(model: bytes | str | Path) -> str:
+    if isinstance(model, bytes):
+        return hashlib.sha256(model).hexdigest()
+    with Path(model).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _glue(
     built: Compiled, plan: Plan, target: Target, name: str, source: str, weights: bytes, offset: int
 ) -> Glue:
+    """The C sources; `weights` is the digest of their file."""
     digest = hashlib.sha256(source.encode())
-    for part in (weights, *built.objects):
-        digest.update(hashlib.sha256(part).digest())
+    for part in (weights, *(hashlib.sha256(content).digest() for content in built.objects)):
+        digest.update(part)
     return glue(
         plan, built.symbols, scratch=built.scratch, name=name, version=f"convc {__version__}, {target.label}, {source}",
         model_id=int.from_bytes(digest.digest()[:8], "little"), weights_offset=offset,
@@ -115,8 +130,9 @@ def _npy(value: Array) -> bytes:
     return file.getvalue()
 
 
-def _run(artifact: Artifact, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    return load(artifact, threads=1).run(inputs)
+def _run(manifest: Mapping[str, Any], entries: Mapping[str, Bytes], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs of what is all but an artifact: its manifest has no hashes yet."""
+    return load(Artifact({MANIFEST: json.dumps(manifest).encode(), **entries}), threads=1).run(inputs)
 
 
 def _reference(plan: Plan, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -124,7 +140,7 @@ def _reference(plan: Plan, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.asarray(found[name], node.dtype) for name, node in plan.outputs}
 
 
-def _manifest(built: Compiled, plan: Plan, target: Target) -> dict[str, Any]:
+def _manifest(built: Compiled, plan: Plan, target: Target, origin: Callable[[Kernel], str]) -> dict[str, Any]:
     return {
         "versions": _versions(),
         "target": {
@@ -138,7 +154,7 @@ def _manifest(built: Compiled, plan: Plan, target: Target) -> dict[str, Any]:
             "scratch_per_thread": scratch_bytes(plan.run, built.symbols, built.scratch),
         },
         "init": [_packing(call, built.symbols[call.kernel]) for call in plan.init],
-        "calls": [_layer(call, built.symbols[call.kernel]) for call in plan.run],
+        "calls": [_layer(call, built.symbols[call.kernel], origin) for call in plan.run],
     }
 
 
@@ -158,7 +174,7 @@ def _packing(call: Call, symbol: str) -> dict[str, Any]:
     return {"symbol": symbol, "weight": _type(kernel.weight), "choice": choice, "args": _slots(call)}
 
 
-def _layer(call: Call, symbol: str) -> dict[str, Any]:
+def _layer(call: Call, symbol: str, origin: Callable[[Kernel], str]) -> dict[str, Any]:
     kernel = call.kernel
     assert isinstance(kernel, Kernel)
     group, choice, problem = kernel.group, kernel.choice, kernel.group.problem
@@ -171,6 +187,7 @@ def _layer(call: Call, symbol: str) -> dict[str, Any]:
         "problem": None if problem is None else str(problem),
         "algorithm": choice.algorithm if choice else None,
         "config": dict(choice.config) if choice else None,
+        "source": origin(kernel) if choice else None,
         "error": error,
         "flops": sum(node.flops for node in group.nodes),
         "bytes": group.result.type.bytes + sum(node.type.bytes for node in group.reads),
