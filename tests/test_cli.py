@@ -65,6 +65,7 @@ Commands:
   explain  Why a layer got its algorithm.
   check    Whether a model compiles, without compiling it.
   inspect  What a model or an artifact holds.
+  points   Points of a Winograd F(m, r), and their accuracy.
   records  Tuning logs: merge, count, clean, compare.
   ops      The ONNX operators that convc compiles, with limits.
   targets  What --target takes.

@@ -14,8 +14,8 @@ import click
 from convc.cli.failure import report
 
 VERBS = (
-    "compile", "tune", "run", "bench", "verify", "profile", "explain", "check", "inspect", "records", "ops", "targets",
-    "doctor",
+    "compile", "tune", "run", "bench", "verify", "profile", "explain", "check", "inspect", "points", "records", "ops",
+    "targets", "doctor",
 )  # fmt: skip
 PACKAGE = Path(__file__).parent.parent
 HELP = """\b

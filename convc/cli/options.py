@@ -12,6 +12,8 @@ import click
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9,
           "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}  # fmt: skip
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, None: 1}
 _SHAPE = re.compile(r"\d+(x\d+)*")
 
 
@@ -30,6 +32,20 @@ class Size(click.ParamType[int]):
         if found is None or found[2].upper() not in _UNITS:
             self.fail(f"'{value}' is no size, as 64MiB or 65536 is", param, ctx)
         return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+class Duration(click.ParamType[float]):
+    """60s, 10m, 1.5h -> seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = _DURATION.fullmatch(str(value).strip())
+        if found is None or not float(found[1]):
+            self.fail(f"'{value}' is no time, as 60s, 10m or 1h is", param, ctx)
+        return float(found[1]) * _SECONDS[found[2]]
 
 
 class Shape(click.ParamType[NamedShape]):

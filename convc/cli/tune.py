@@ -26,25 +26,9 @@ if TYPE_CHECKING:
     from convc.tune.session import Progress
     from convc.tune.tuner import Outcome, Row, Source, Tuner
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, None: 1}
 BUDGET = 600.0  # seconds, where nothing says
 CLOSING = 1.0  # seconds of the budget that are kept for the logs and the table
 INTERRUPTED = 130
-
-
-class Duration(click.ParamType[float]):
-    """60s, 10m, 1.5h -> seconds."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        found = _DURATION.fullmatch(str(value).strip())
-        if found is None or not float(found[1]):
-            self.fail(f"'{value}' is no time, as 60s, 10m or 1h is", param, ctx)
-        return float(found[1]) * _SECONDS[found[2]]
 
 
 @verb(
@@ -60,7 +44,8 @@ class Duration(click.ParamType[float]):
 @options.target
 @options.build_threads
 @options.shape
-@click.option("--budget", type=Duration(), help="Wall clock of the whole session. Default: 10m, or what JOBS says.")
+@click.option("--budget", type=options.Duration(),
+              help="Wall clock of the whole session. Default: 10m, or what JOBS says.")
 @click.option("--trials", "most", type=click.IntRange(1), help="Most candidates to measure. Default: no limit.")
 @options.records
 @click.option("--epilogue", metavar="CLASS", default="short", show_default=True,
@@ -154,7 +139,8 @@ def _export(
 
 
 def _sources(asked: Sequence[Subject], machine: Target, shapes: dict[str, Any], epilogue: str) -> list[Source]:
-    from convc.pipeline import MAX_REL_ERR, run_until
+    from convc.pipeline import run_until
+    from convc.plan.offers import MAX_REL_ERR
     from convc.plan import select
     from convc.tune.tuner import network, problems
     from convc.tune.workload import Workload
