@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,10 @@ def _even(p: Problem, target: Target, c: Config) -> int:
     return target.threads
 
 
+def _one(p: Problem, c: Config) -> int:
+    return 1
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One way to compute y from x and w, without bias or anything after it (that is the epilogue, given to `schedule`).
@@ -43,9 +47,13 @@ class Algorithm:
               with no order of evaluation. Takes its type from x.
     schedule  the order of evaluation, by target kind. The sblock "y" is followed by "z", the epilogue, which must be
               placed where y's register tile is complete; "t" between them copies y where the epilogue is long.
-    error     bound on |y - exact| / sum(|x * w|), in units of the type's rounding (2^-24 for float32).
+    error     bound on |y - exact| / sum(|x * w|), in units of the type's rounding (2^-24 for float32); of an algorithm
+              that mixes, relative to the largest of these sums in the layer.
     memory    workspace in bytes per thread, beside x, w and y.
     tasks     equal pieces of work that the target's threads share; by default one for each of them.
+    arrange   the order of evaluation of `pack`, by target kind; by default as it is written.
+    grain     small whole x and whole w that are multiples of it give y without rounding; 0 where no w does.
+    mixes     whether y's elements see weights of each other: one that is not finite then spoils its neighbours.
     """
 
     name: str
@@ -59,6 +67,9 @@ class Algorithm:
     error: Callable[[Problem, Config], float]
     memory: Callable[[Problem, Config], int]
     tasks: Callable[[Problem, Target, Config], int] = _even
+    arrange: Mapping[str, Callable[[Schedule, Problem, Target, Config], None]] = field(default_factory=dict)
+    grain: Callable[[Problem, Config], int] = _one
+    mixes: bool = False
 
     def cost(self, p: Problem, target: Target, c: Config) -> float:
         """Modelled processor time in seconds: that of one thread, and what the target's threads wait for each other."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from convc.errors import UsageError
+from convc.plan.offers import MAX_REL_ERR
 from convc.target import parse_target
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Observer = Callable[[str, Any], None]
-MAX_REL_ERR = 1e-4
 STAGES = ("graph", "simple", "plan", "chosen", "placed")
 
 
@@ -69,7 +69,7 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
         "target": str(machine), "max_rel_err": max_rel_err, "memory_budget": memory_budget,
         "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
     }
-    return package(built, plan, machine, model, options=options, origin=known.origin_of)
+    return package(built, plan, machine, model, options=options, records=known.behind_kernel)
 
 
 class _Reached(Exception):  # noqa: N818  no error: the stage that was asked for

@@ -187,11 +187,11 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         parts = [part]
     if p.rank == 1:
         sch.reorder(n, tile, *parts, wo, co, *k, c0, c1, wi, v, lane)
-        outer, inner = [n], [wi, v, lane]
+        outer, passes, inner = [n], [wo], [wi, v, lane]
     else:
         chunk, row, hi = sch.split(o[-2], [None, c["hc"] // c["rh"], c["rh"]])
         sch.reorder(n, *o[:-2], chunk, tile, *parts, row, wo, co, *k, c0, c1, hi, wi, v, lane)
-        outer, inner = [n, *o[:-2], chunk], [hi, wi, v, lane]
+        outer, passes, inner = [n, *o[:-2], chunk], [row, wo], [hi, wi, v, lane]
     if (shares := _shares(p, target, c)) > 1:
         share, tile = sch.split(tile, [shares, None])  # a share pads its rows once for all of its tiles
         sch.reorder(share, tile)
@@ -206,8 +206,10 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         sch.vectorize(sch.get_loops(xp)[-1])
     if parts:
         _tile.accumulate_in_parts(sch, y, z, tile, reductions=parts, inner=inner, unrolled=[c1])
-    else:
-        _tile.accumulate(sch, y, z, wo, reductions=[co], inner=inner, unrolled=[c1])
+        return
+    if 4 * p.oc * p.reduction > target.l2 // 2:
+        _tile.ask_ahead(sch, [*passes, co, *k, c0], p.reduction * c["v"] * target.lanes)
+    _tile.accumulate(sch, y, z, wo, reductions=[co], inner=inner, unrolled=[c1])
 
 
 def memory(p: Problem, c: Config) -> int:

@@ -124,6 +124,8 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     tile, v = sch.split(ob, [None, c["v"]])
     chunk, ro, ri = sch.split(row, [None, c["rc"] // c["r"], c["r"]])
     _tile.split_tail(sch, ro, p.o[0] % c["r"], target)
+    if target.threads == 1 and c["rc"] < p.o[0]:  # else the rows of every tile are counted: 400 -> 480 us on 784 rows
+        _tile.split_tail(sch, chunk, p.o[0] % c["rc"], target)
     c0, c1 = sch.split(ci, [None, c["ku"]])
     parts = []
     if c["kc"] < p.ic // c["kb"]:
@@ -133,6 +135,8 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     if target.threads > 1:
         sch.parallel(sch.fuse(n, chunk) if _is_even(p, target, c) else sch.fuse(n, chunk, tile))
     inner, unrolled = [ri, v, lane], [c1]
+    if not parts and 4 * p.ic * p.oc > target.l2 // 2:
+        _tile.ask_ahead(sch, [ro, co, c0], p.ic * c["v"] * c["lanes"])
     if parts:
         _tile.accumulate_in_parts(sch, y, z, tile, reductions=parts, inner=inner, unrolled=unrolled)
     elif c["yb"] % c["lanes"]:

@@ -100,3 +100,10 @@ def test_an_edit_makes_stale_what_it_changes(plug: Path, edited: str, old: str, 
     after = hashes(plug, {**SOURCES, edited: SOURCES[edited].replace(old, new)})
     assert {name for name in before if after[name] != before[name]} == stale
     assert hashes(plug, SOURCES) == before
+
+
+def test_the_data_beside_a_module_counts(plug: Path) -> None:
+    before = hashes(plug, SOURCES)
+    (plug / "_late.json").write_text("[1]")
+    after = hashes(plug, SOURCES)
+    assert {name for name in before if after[name] != before[name]} == {"two"}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from plan_cases import TARGET, conv, fake, graph_of, graphs, image, library, relu
@@ -86,9 +87,9 @@ def test_what_no_algorithm_takes_stays_without_a_choice() -> None:
     assert not plan.choices and plan.groups[0].problem is not None
 
 
-def two(**second: object) -> tuple[object, object]:
+def two(seconds: float = 1e-3, **second: object) -> tuple[object, object]:
     """An exact slow algorithm and a fast one."""
-    return fake("slow", seconds=lambda *_: 2e-3), fake("fast", seconds=lambda *_: 1e-3, **second)  # type: ignore[arg-type]
+    return fake("slow", seconds=lambda *_: 2e-3), fake("fast", seconds=lambda *_: seconds, **second)  # type: ignore[arg-type]
 
 
 def names(plan: Plan) -> set[str]:
@@ -126,13 +127,25 @@ def test_a_smaller_form_of_the_weights_is_chosen_where_memory_is_short() -> None
     assert (names(loose), names(tight)) == ({"fast"}, {"slow"})
 
 
-def test_measured_times_replace_modelled_ones() -> None:
+def test_an_algorithm_that_mixes_may_not_err_more_and_needs_finite_weights() -> None:
+    graph = graph_of(conv(image(1, 8, 4, 4), 8))
+    anchor = conv(image(1, 8, 4, 4), 8)
+    anchor.w.value[0, 0] = np.inf
+    wild = graph_of(anchor)
+    mixing = tuple(replace(a, mixes=a.name == "fast") for a in two(error=1.0))  # type: ignore[type-var, attr-defined]
+    assert names(chosen(graph, *mixing, max_rel_err=1e-6)) == {"fast"}
+    assert names(chosen(graph, *mixing, max_rel_err=1e-7)) == {"slow"}
+    assert names(chosen(wild, *mixing, max_rel_err=1e-6)) == {"slow"}
+
+
+def test_measured_times_replace_modelled_ones_unless_another_algorithm_promises_far_more() -> None:
     graph = graph_of(conv(image(1, 8, 4, 4), 8))
 
     def records(problem: Problem, epilogue: str) -> list[Measured]:
         return [Measured(Choice("slow", {"xb": xb, "yb": yb}), 5e-3) for xb in (1, 8) for yb in (1, 8)]
 
-    assert names(chosen(graph, *two(), records=records)) == {"slow"}
+    assert names(chosen(graph, *two(1.6e-3), records=records)) == {"slow"}
+    assert names(chosen(graph, *two(1.0e-3), records=records)) == {"fast"}
 
 
 def test_a_modelled_choice_of_fewer_bytes_than_all_measured_ones_stays_for_the_memory_budget() -> None:

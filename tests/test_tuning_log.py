@@ -245,6 +245,9 @@ def test_the_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_folder() == tmp_path / "convc" / "records"
     monkeypatch.setenv("CONVC_RECORDS", "somewhere")
     assert default_folder() == Path("somewhere")
+    monkeypatch.setenv("CONVC_TUNING_LOGS", "others")
+    assert shipped_folder() == Path("others")
+    monkeypatch.delenv("CONVC_TUNING_LOGS")
     shipped = shipped_folder()
     assert shipped.joinpath("__init__.py").is_file()
     for log in (entry for entry in shipped.iterdir() if entry.name.endswith(".jsonl")):
@@ -304,9 +307,9 @@ def test_merge(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     Journal(folder, "night").append([of(1, 1.0), refused("crash"), of(6, 1.0)])
     found = document(capsys, "records", "merge", folder, folder / LOG, "--into", into)
     assert (found["read"], found["skipped"], found["unused"]) == (17, 2, 11)
-    assert [row["problem"] for row in found["added"]] == [
-        of(rows, 1.0).problem for rows in (1, 3, 4, 6, 5)
-    ], "by target, then by problem"
+    assert [row["problem"] for row in found["added"]] == [of(rows, 1.0).problem for rows in (1, 3, 4, 6, 5)], (
+        "by target, then by problem"
+    )
     assert [(row["earlier"]["us"], row["new"]["us"]) for row in found["replaced"]] == [(5.0, 1.0)]
     assert [(row["fast"]["us"], row["slow"]["us"]) for row in found["conflicts"]] == [(1.0, 3.0)]
     assert standing(into)[:2] == (of(1, 1.0), of(2, 1.0))

@@ -21,8 +21,8 @@ Formula = Callable[[Candidate], float | None]
 """us of a candidate, None where it is wrong."""
 
 TASKS = [
-    ("mb1_ic64ih56_oc64oh56_kh3ph1", (8, 8)),
-    ("mb1_ic256ih14_oc256oh14_kh3ph1", (8, 8)),
+    ("mb1_ic64ih168_oc64oh56_kh3sh3", (8, 8)),
+    ("mb1_ic256ih42_oc256oh14_kh3sh3", (8, 8)),
     ("g96mb1_ic96ih28_oc96oh28_kh3ph1", (8, 8)),
     ("mb1_ic64ih28_oc128oh28_kh1", (1, 1)),
     ("mb1_ic3ih64_oc32oh32_kh3sh2ph1", (1, 8)),

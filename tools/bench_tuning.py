@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     budgets, rows = options.budgets.split(","), []
-    os.environ["CONVC_RECORDS"] = str(options.records / "none")
+    os.environ["CONVC_RECORDS"] = os.environ["CONVC_TUNING_LOGS"] = str(options.records / "none")
     with tempfile.TemporaryDirectory() as folder:
         for model in map(Path, subjects(options.subjects, Path(folder))):
             places = {UNTUNED: options.records / "none"}

@@ -16,6 +16,7 @@ from tvm.ir import PointerType, PrimType
 from tvm.s_tir import Schedule
 
 from convc.lower.flatten import flatten
+from convc.lower.prefetch import prefetch
 from convc.target import Target
 
 # Above this a temporary comes from the caller's workspace. A register tile of 32 AVX-512 registers is 2 KiB;
@@ -92,6 +93,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
                 s_tir.transform.StmtSimplify(),
                 s_tir.transform.LowerOpaqueBlock(),
                 flatten(),
+                prefetch(),
                 tirx.transform.NarrowDataType(32),
                 s_tir.transform.LoopPartition(),
                 tirx.transform.VectorizeLoop(True),

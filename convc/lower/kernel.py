@@ -17,6 +17,7 @@ from convc.layout import Layout
 from convc.lower.access import Access, access
 from convc.lower.elementwise import express
 from convc.lower.generic import generic, relayout
+from convc.lower.prefetch import WEIGHTS
 from convc.plan.epilogue import is_long
 from convc.plan.plan import Copy, Group, Kernel, Packing
 from convc.problem import Problem
@@ -46,8 +47,11 @@ def _packing(packing: Packing, target: Target) -> Schedule:
     if packing.choice is None or packing.problem is None:
         return relayout(weight.shape, weight.dtype, Layout(), packing.layout, target)
     w = te.placeholder(packing.problem.weights, weight.dtype, name="w")
-    packed = algorithms()[packing.choice.algorithm].pack(w, packing.problem, packing.choice.config)
-    sch = _function([w], packed)
+    algorithm, config = algorithms()[packing.choice.algorithm], packing.choice.config
+    sch = _function([w], algorithm.pack(w, packing.problem, config))
+    if target.kind in algorithm.arrange:
+        algorithm.arrange[target.kind](sch, packing.problem, target, config)
+        return sch
     for sblock in sch.get_child_blocks(sch.get_sblock("root")):
         loops = sch.get_loops(sblock)
         if len(loops) > 1 and target.threads > 1:
@@ -67,7 +71,7 @@ def _anchored(kernel: Kernel, choice: Choice, target: Target) -> Schedule:
             shape = algorithm.pack(w, p, choice.config).shape
         else:
             shape = _view(read, layout, anchor, p)
-        tensors[read] = te.placeholder(shape, read.dtype, name=f"a{len(tensors)}")
+        tensors[read] = te.placeholder(shape, read.dtype, name=WEIGHTS if read is weight else f"a{len(tensors)}")
     y = algorithm.define(tensors[source], tensors[weight], p, choice.config)
     lanes = Layout(choice.config.get("lanes", choice.config["yb"]))
     tile = te.compute(y.shape, lambda *index: y(*index), name="t") if is_long(group.nodes) else y

@@ -26,9 +26,18 @@ def spread(b: Bilinear) -> float:
     What independent roundings of the products grow to in the outputs, relative to their RMS; 1 for the definition. Of
     an algorithm nested over two axes it is the product of both.
     """
+    rows = _row_spreads(b)
+    return math.sqrt(sum(rows) / len(rows))
+
+
+def largest_spread(b: Bilinear) -> float:
+    """lambda of the output that errs most, an outer one of the tile: what the maximum of the error follows."""
+    return math.sqrt(max(_row_spreads(b)))
+
+
+def _row_spreads(b: Bilinear) -> list[float]:
     squares = [_square(g) * _square(t) for g, t in zip(b.g, b.bt, strict=True)]
-    total = sum(float(a) ** 2 * square for row in b.at for a, square in zip(row, squares, strict=True))
-    return math.sqrt(total / (b.m * b.r))
+    return [sum(float(a) ** 2 * square for a, square in zip(row, squares, strict=True)) / b.r for row in b.at]
 
 
 def kappa(points: Sequence[Fraction]) -> float:

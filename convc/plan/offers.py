@@ -6,21 +6,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from convc.algorithm import Algorithm, Choice, algorithms
+from convc.algorithm import Algorithm, Choice, Config, algorithms
 from convc.problem import Problem
 from convc.target import Target
 
 ROUNDING = {"float32": 2.0**-24, "float64": 2.0**-53}
+MAX_REL_ERR = 1e-4  # that a convolution may be off by where nobody says otherwise, relative to its output range
+BELIEVED = 0.75  # of the time of the record, that another algorithm's model must promise to compete with it: models are
+# off by less where both know the machine, and records are older than some algorithms
 
 
 @dataclass(frozen=True)
 class Measured:
     """A choice that records speak for, and its time as `Offer` has it; `origin` is tuned, or transferred where it was
-    measured on a problem or target that is only near."""
+    measured on a problem or target that is only near. `error` is what was measured of a tuned one, relative to the
+    output range."""
 
     choice: Choice
     seconds: float
     origin: str = "tuned"
+    error: float | None = None
 
 
 Records = Callable[[Problem, str], Sequence[Measured]]
@@ -70,31 +75,59 @@ def offers(
     *,
     epilogue: str = "none",
     max_rel_err: float,
+    finite: bool = True,
     records: Records | None = None,
     size: Size = unasked,
 ) -> list[Offer]:
     """For each algorithm that takes the problem and each pair of layouts it has, its fastest config; with `size` the
-    fastest for each size of packed weights. The class of its epilogue matters to records only.
+    fastest for each size of packed weights. The class of its epilogue matters to records only; `finite` says whether
+    all weights are.
 
-    Where records hold a pair of layouts, only measured choices compete for it, and modelled ones of fewer bytes.
-    Elsewhere the modelled time is scaled by what the model was wrong by on this problem's records.
+    Where records hold a pair of layouts, measured choices compete for it, modelled ones of fewer bytes, and those of
+    other algorithms that promise far more. Elsewhere the modelled time is scaled by what the model was wrong by on this
+    problem's records.
     """
-    taken = {name: a for name, a in algorithms().items() if refusal(a, problem, target) is None}
-    modelled = [offer for algorithm in taken.values() for offer in _by_layout(algorithm, problem, target, size)]
-    limit = _error_limit(modelled, problem, max_rel_err)
-    known = [m for m in (records(problem, epilogue) if records else ()) if m.choice.algorithm in taken]
+    taken = {
+        name: a for name, a in algorithms().items()
+        if refusal(a, problem, target) is None and (finite or not a.mixes)
+    }  # fmt: skip
+
+    def by_layout(algorithm: Algorithm) -> list[Offer]:
+        return _by_layout(algorithm, problem, target, size, max_rel_err=max_rel_err)
+
+    def allowed(m: Measured) -> bool:
+        algorithm = taken.get(m.choice.algorithm)
+        return algorithm is not None and within(algorithm, problem, m.choice.config, max_rel_err)
+
+    modelled = [offer for algorithm in taken.values() for offer in by_layout(algorithm)]
+    known = [m for m in (records(problem, epilogue) if records else ()) if allowed(m)]
     measured = [_offer(taken[m.choice.algorithm], problem, m.choice, m.seconds, size(problem, m.choice)) for m in known]
 
     def model(choice: Choice) -> float:
         return taken[choice.algorithm].cost(problem, target, choice.config)
 
-    return _merge([o for o in modelled if o.error <= limit], [m for m in measured if m.error <= limit], model)
+    return _merge(modelled, measured, model)
 
 
-def explain_problem(problem: Problem, target: Target) -> list[Row]:
+def within(algorithm: Algorithm, problem: Problem, config: Config, max_rel_err: float) -> bool:
+    """Whether the bound of a config is at most `max_rel_err`, or for an algorithm that does not mix that of summing the
+    products one by one: what the definition itself does not promise cannot be asked for."""
+    bound = algorithm.error(problem, config)
+    plain = not algorithm.mixes and bound <= problem.reduction
+    return plain or bound * ROUNDING.get(problem.dtype, 0.0) <= max_rel_err
+
+
+def bound_of(problem: Problem, choice: Choice) -> float | None:
+    """The relative error that the algorithm promises to keep (Algorithm.error as a fraction); None for types that do
+    not round."""
+    rounding = ROUNDING.get(problem.dtype)
+    return None if rounding is None else algorithms()[choice.algorithm].error(problem, choice.config) * rounding
+
+
+def explain_problem(problem: Problem, target: Target, *, max_rel_err: float = 1.0) -> list[Row]:
     """Every algorithm, those that take the problem first and the fastest of them first."""
     problem = problem.canonical
-    rows = [_row(algorithm, problem, target) for algorithm in algorithms().values()]
+    rows = [_row(algorithm, problem, target, max_rel_err) for algorithm in algorithms().values()]
     return sorted(rows, key=lambda row: (row.us is None, row.us or 0.0, row.algorithm))
 
 
@@ -105,20 +138,24 @@ def refusal(algorithm: Algorithm, problem: Problem, target: Target) -> str | Non
     return algorithm.refuses(problem, target)
 
 
-def _row(algorithm: Algorithm, problem: Problem, target: Target) -> Row:
+def _row(algorithm: Algorithm, problem: Problem, target: Target, max_rel_err: float) -> Row:
     if reason := refusal(algorithm, problem, target):
         return Row(algorithm.name, refusal=reason)
-    found = _by_layout(algorithm, problem, target)
+    found = _by_layout(algorithm, problem, target, max_rel_err=max_rel_err)
     if not found:
-        return Row(algorithm.name, refusal="no config fits this problem")
+        return Row(algorithm.name, refusal=f"no config fits this problem with an error of at most {max_rel_err:g}")
     best = min(found, key=lambda o: o.seconds)
     config = ",".join(f"{k}={v}" for k, v in sorted(best.choice.config.items()))
     return Row(algorithm.name, config, best.seconds * 1e6, best.error, best.memory)
 
 
-def _by_layout(algorithm: Algorithm, problem: Problem, target: Target, size: Size = unasked) -> list[Offer]:
+def _by_layout(
+    algorithm: Algorithm, problem: Problem, target: Target, size: Size = unasked, *, max_rel_err: float
+) -> list[Offer]:
     best: dict[tuple[int, int, int], tuple[float, Choice]] = {}
     for config in algorithm.space(problem, target):
+        if not within(algorithm, problem, config, max_rel_err):
+            continue
         choice, seconds = Choice(algorithm.name, config), algorithm.cost(problem, target, config)
         key = (config["xb"], config["yb"], size(problem, choice))
         if key not in best or seconds < best[key][0]:
@@ -131,22 +168,18 @@ def _offer(algorithm: Algorithm, problem: Problem, choice: Choice, seconds: floa
     return Offer(choice, seconds, error, algorithm.memory(problem, choice.config), packed)
 
 
-def _error_limit(found: Sequence[Offer], problem: Problem, max_rel_err: float) -> float:
-    """The bound an offer must keep: `max_rel_err`, or that of summing the products one by one where this is larger.
-
-    Bounds are relative to the largest sum(|x * w|) of the layer. The second part keeps every direct algorithm: what
-    the definition itself does not promise cannot be asked for.
-    """
-    plain = problem.reduction * ROUNDING.get(problem.dtype, 0.0)
-    return max(max_rel_err, plain, min((o.error for o in found), default=0.0))
-
-
 def _merge(modelled: list[Offer], measured: list[Offer], model: Callable[[Choice], float]) -> list[Offer]:
     if not measured:
         return modelled
     scale = median(m.seconds / model(m.choice) for m in measured)
-    known: dict[tuple[int, int], int] = {}
+    known: dict[tuple[int, int], list[Offer]] = {}
     for m in measured:
-        known[m.blocks] = min(m.packed, known.get(m.blocks, m.packed))
-    others = [o for o in modelled if o.blocks not in known or o.packed < known[o.blocks]]
-    return measured + [replace(o, seconds=o.seconds * scale) for o in others]
+        known.setdefault(m.blocks, []).append(m)
+
+    def competes(o: Offer) -> bool:
+        rivals = known.get(o.blocks, [])
+        fewer = all(o.packed < m.packed for m in rivals)
+        other = all(o.choice.algorithm != m.choice.algorithm and o.seconds < BELIEVED * m.seconds for m in rivals)
+        return fewer or other
+
+    return measured + [o for o in (replace(o, seconds=o.seconds * scale) for o in modelled) if competes(o)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from convc.ir import Node
 from convc.layout import blocked
 from convc.plan.arena import choice_bytes
@@ -22,8 +24,8 @@ from convc.target import Target
 
 WIDEST = 4  # vectors in a channel block, at most
 
-Offers = Mapping[tuple[Problem, str], Sequence[Offer]]
-"""By problem and class of epilogue."""
+Offers = Mapping[Group, Sequence[Offer]]
+"""By convolution; those of one problem, class of epilogue and kind of weights share theirs."""
 
 
 def select(
@@ -56,18 +58,25 @@ def offers_of(
     plan: Plan, target: Target, *, max_rel_err: float, records: Records | None = None, size: Size = unasked
 ) -> Offers:
     """What the library has for the plan's convolutions."""
-    keys = dict.fromkeys((g.problem, epilogue_of(g)) for g in plan.groups if g.problem)
-    return {
-        (problem, epilogue): offers(
-            problem, target, epilogue=epilogue, max_rel_err=max_rel_err, records=records, size=size
-        )
-        for problem, epilogue in keys
-    }
+    known: dict[tuple[Problem, str, bool], Sequence[Offer]] = {}
+    found: dict[Group, Sequence[Offer]] = {}
+    for group in plan.groups:
+        problem, weights = group.problem, group.weights
+        if problem is None or weights is None:
+            continue
+        key = problem, epilogue, finite = problem, epilogue_of(group), bool(np.isfinite(weights.value).all())
+        if key not in known:
+            known[key] = offers(
+                problem, target, epilogue=epilogue, max_rel_err=max_rel_err, finite=finite, records=records, size=size
+            )
+        found[group] = known[key]
+    return found
 
 
 def blocks_of(found: Offers, target: Target) -> list[int]:
     """The channel blocks that some algorithm has, in whole vectors; the target's vector where there is none."""
-    named = {b for (p, _), all_ in found.items() if p.kind != "matmul" for o in all_ for b in o.blocks}
+    kinds = {id(all_): (group, all_) for group, all_ in found.items()}.values()
+    named = {b for g, all_ in kinds if g.problem and g.problem.kind != "matmul" for o in all_ for b in o.blocks}
     whole = [b for b in sorted(named) if b % target.lanes == 0 and b <= WIDEST * target.lanes]
     return whole or [target.lanes]
 
@@ -91,7 +100,7 @@ def _options(group: Group, found: Offers, block: int, *, shared: bool) -> list[O
     weights, problem, had = group.weights, group.problem, []
     if problem is None or weights is None:
         return []
-    for offer in found[problem, epilogue_of(group)]:
+    for offer in found[group]:
         labels = _labels(group, problem, offer, block)
         if labels is not None:
             form = (weights, problem, str(offer.choice)) if shared else None

@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec, resolve_name
+from pathlib import Path
 from typing import Any
 
 DIGITS = 12
+NUMBERS = "convc.numerics"
 
 Place = tuple[str, str]
 """A module and the name of one of its top-level definitions; "" is all of it."""
 
 
 def fingerprint(functions: Sequence[Callable[..., Any]]) -> str:
-    """12 hex digits of the SHA-256 over the definitions that these functions reach, within their package."""
+    """12 hex digits of the SHA-256 over the definitions that these functions reach, within their package and where
+    numbers of the code come from, and over the data files of the modules that hold them."""
     places = tuple(sorted({_place(function) for function in functions}))
     return _digest(places)
 
@@ -37,6 +40,8 @@ def _digest(places: Sequence[Place]) -> str:
         if place[1] and place[1] not in source.definitions:
             place = (place[0], "")  # bound in another way than by a statement of its own: all of the module counts
         texts[place] = source.text(place[1])
+        if source.data:
+            texts[(place[0], ".json")] = source.data
         waiting += source.reached(place[1])
     digest = hashlib.sha256()
     for (module, name), text in sorted(texts.items()):
@@ -51,13 +56,15 @@ def _place(function: Callable[..., Any]) -> Place:
 
 @dataclass(frozen=True)
 class _Source:
-    """A module: its name, its lines, its statements by the names they bind, and what its imported names stand for."""
+    """A module: its name, its lines, its statements by the names they bind, what its imported names stand for, and
+    the text of the .json file of its name, if there is one."""
 
     module: str
     lines: Sequence[str]
     tree: ast.Module
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imported: dict[str, Place] = field(default_factory=dict)
+    data: str = ""
 
     def text(self, name: str) -> str:
         """The statements that bind `name`, without docstrings."""
@@ -93,14 +100,17 @@ class _Source:
 
 @cache
 def _source(module: str) -> _Source:
-    text = inspect.getsource(importlib.import_module(module))
+    loaded = importlib.import_module(module)
+    text = inspect.getsource(loaded)
     tree = ast.parse(text)
-    found = _Source(module, text.splitlines(keepends=True), tree)
+    beside = Path(str(loaded.__file__)).with_suffix(".json")
+    data = beside.read_text() if beside.is_file() else ""
+    found = _Source(module, text.splitlines(keepends=True), tree, data=data)
     package = module.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
-            if base == package or base.startswith(f"{package}."):
+            if any(base == root or base.startswith(f"{root}.") for root in (package, NUMBERS)):
                 found.imported.update((a.asname or a.name, _imported(base, a.name)) for a in node.names)
     for statement in tree.body:
         for name in _bound(statement):

@@ -73,8 +73,9 @@ def default_folder() -> Path:
 
 
 def shipped_folder() -> Traversable:
-    """The logs that come with convc."""
-    return files("convc.tuning_logs")
+    """The logs that come with convc; or those of CONVC_TUNING_LOGS, of which an empty folder means none."""
+    given = os.environ.get("CONVC_TUNING_LOGS")
+    return Path(given) if given else files("convc.tuning_logs")
 
 
 def log_name(label: str) -> str:

@@ -336,4 +336,4 @@ def unfit(record: Record, target: Target) -> str | None:
 
 def schedule_hash(algorithm: Algorithm) -> str:
     """The fingerprint of what makes the algorithm's code: 12 hex digits."""
-    return fingerprint([algorithm.pack, algorithm.define, *algorithm.schedule.values()])
+    return fingerprint([algorithm.pack, algorithm.define, *algorithm.schedule.values(), *algorithm.arrange.values()])

@@ -9,7 +9,7 @@ import numpy as np
 
 from convc.algorithm import Choice, algorithms
 from convc.ir import Array
-from convc.plan.offers import refusal
+from convc.plan.offers import MAX_REL_ERR, refusal, within
 from convc.target import Target
 from convc.tune.surrogate import Surrogate, expected_improvement
 from convc.tune.workload import Workload
@@ -36,8 +36,8 @@ class Task:
         problem = self.workload.problem
         for algorithm in algorithms().values():
             if refusal(algorithm, problem, target) is None:
-                configs = algorithm.space(problem, target)
-                found += [Choice(algorithm.name, c) for c in configs if (c["xb"], c["yb"]) == self.blocks]
+                configs = [c for c in algorithm.space(problem, target) if (c["xb"], c["yb"]) == self.blocks]
+                found += [Choice(algorithm.name, c) for c in configs if within(algorithm, problem, c, MAX_REL_ERR)]
         return found
 
 

@@ -1,8 +1,8 @@
 """Trials: candidates built, checked, timed and written down, those that fail with the reason.
 
-A candidate is right where it computes normal numbers within its algorithm's bound and whole ones exactly, in memory
-whose ends are guarded, with the same bits twice and on one thread, and with tasks that do not see each other's writes
-(trial.c). Only a right one is timed, with nothing else of the session running; the whole numbers, which show a wrong
+A candidate is right where it computes normal numbers within its algorithm's bound and whole ones exactly, if the
+algorithm can, in memory whose ends are guarded, with the same bits twice and on one thread, and with tasks that do not
+see each other's writes (trial.c). Only a right one is timed, with nothing else of the session running; the whole numbers, which show a wrong
 index where rounding could hide it, come after that, so that a time of something remembered is not believed. One that
 is to replace another is timed in turns with it.
 """
@@ -111,7 +111,8 @@ class Trials:
         try:
             worst = self._check(number, normal)
             timed = self._timed(number, normal)
-            self._check(number, candidate.workload.data(candidate.choice, exact=True))
+            if algorithms()[candidate.choice.algorithm].grain(candidate.workload.problem, candidate.choice.config):
+                self._check(number, candidate.workload.data(candidate.choice, exact=True))
         except Ended as error:
             return self._refused(candidate, error.status, error.reason)
         except Failed as error:

@@ -85,13 +85,16 @@ class Workload:
         return Packing(weights, self.problem, choice)
 
     def data(self, choice: Choice, *, exact: bool) -> Data:
-        """Whole numbers, of which every sum is exact (`exact`), or normal ones with the algorithm's own bound. Lanes of
-        padding are no numbers: in a network they hold whatever the kernel before has left there."""
-        values = _values(self, exact)
+        """Whole numbers, of which every sum is exact (`exact`; only where the algorithm has a grain), or normal ones
+        with the algorithm's own bound. Lanes of padding are no numbers: in a network they hold whatever the kernel
+        before has left there."""
+        algorithm = algorithms()[choice.algorithm]
+        values = _values(self, algorithm.grain(self.problem, choice.config) if exact else None)
         layouts, result = self.layouts(choice)
         reads = tuple(laid_out(v, layout, padding=math.nan) for v, layout in zip(values.reads, layouts, strict=True))
-        bound = 0.0 if exact else algorithms()[choice.algorithm].error(self.problem, choice.config)
-        slack = values.slack + (bound + 3) * ROUNDING[self.problem.dtype] * values.magnitude
+        bound = 0.0 if exact else algorithm.error(self.problem, choice.config)
+        reach = values.magnitude.max(initial=0.0) if algorithm.mixes else values.magnitude
+        slack = values.slack + ROUNDING[self.problem.dtype] * (bound * reach + 3 * values.magnitude)
         tolerance = np.nextafter(slack.astype(np.float32), np.float32(np.inf)) if slack.any() else slack
         expected = laid_out(values.expected, result)
         return Data(reads, expected, laid_out(tolerance.astype(np.float32), result, padding=-1.0))
@@ -108,19 +111,20 @@ class _Values:
 
 
 @lru_cache(maxsize=8)
-def _values(workload: Workload, exact: bool) -> _Values:
+def _values(workload: Workload, grain: int | None) -> _Values:
+    """Whole numbers, weights in multiples of `grain`, or normal ones where it is None."""
     random = np.random.default_rng(len(str(workload)))
     x, w = workload.nodes[0].args[:2]
     reads: dict[Node, Array] = {}
     for read in workload.group.reads:
-        if exact:
-            reads[read] = random.integers(-3, 4, read.shape).astype(read.dtype)
+        if grain is not None:
+            reads[read] = (random.integers(-3, 4, read.shape) * (grain if read is w else 1)).astype(read.dtype)
         else:
             scale = math.sqrt(2 / workload.problem.reduction) if read is w else 1.0
             reads[read] = (random.standard_normal(read.shape) * scale).astype(read.dtype)
     expected = _evaluate(workload.nodes, {r: v.astype(np.float64) for r, v in reads.items()})
     magnitude = np.zeros(expected.shape)
-    if not exact:
+    if grain is None:
         absolute = {r: np.abs(v).astype(np.float64) for r, v in reads.items()}
         magnitude = _evaluate([n for n in workload.nodes if not isinstance(n, Unary)], absolute)
     slack = np.zeros(expected.shape)

@@ -1,0 +1,512 @@
+"""Winograd convolution F(m, r) of any tile: the input of a group of tiles transformed, one GEMM for each product of the
+tile's transform, and the inverse transform with the epilogue, all while the group is in cache.
+
+Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016, arXiv:1509.09308), with the points
+of `convc.numerics`. Axes differ in m; an axis with m = 1 is computed directly. Strides are split in phases and dilated
+axes in interleaved ones, so that one schedule serves them all.
+
+Names: axis a has tiles of m outputs from n products; a group holds `t0` x `t1` tiles, each `d` interleaved ones where
+the axis is dilated; v, the transformed input [n0, n1, channels, tiles]; u, the weights; prod, their GEMMs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from convc.algorithm import Algorithm, Config
+from convc.numerics.bilinear import Bilinear, denominator, mantissa
+from convc.numerics.objective import largest_spread
+from convc.problem import Problem
+from convc.schedules import _tile, _transform
+from convc.schedules._tiling import Axis, axes, form_of
+from convc.target import Target
+
+MOST = 8  # outputs of a tile along an axis: beyond it the error grows faster than products are saved
+TAPS = 7  # of an axis, or of a phase of its stride, for which the table has points
+PAIRS = 12  # tile shapes of a space, those with the fewest products and bytes
+TRIED = 10  # configs of a tile shape
+# Set from the assembly (no spills up to 9 products) and from timings of stages on Zen 5.
+PADDED = 2.0  # cycles to copy a vector of x with its padding
+ENTRY = 6.0  # cycles to begin a row or a column of a transform
+SHARES = (0.25, 0.5, 1.0, 4.0)  # of L2, that the transformed input of a group may take
+RESIDENT = 0.5  # part of L2 that the transformed input of a group may fill beside products and weights
+EXPOSED = 0.3  # part of the streaming of weights from beyond L2 that no computing hides
+KEPT = 4 << 20  # bytes of weights that the last level keeps from one run of a network to the next
+LAST_LEVEL = 24 << 20  # bytes that it keeps from one group of tiles to the next
+MEMORY = 0.35  # of the last level's bandwidth, that memory has: 35 of 100 GB/s on Zen 5
+# Largest error of y for independent normal x and w, in roundings relative to the largest |y|: lambda^2 of the tile's
+# worst output times sqrt(BASE + DEPTH * C). Fitted to F(2, 3) to F(8, 3) with 32 to 512 channels: off by at most x1.35.
+BASE, DEPTH = 2.0, 0.19
+MARGIN = 2.5
+SMALL = 9  # whole numbers x, and w in units of the grain, are at most
+MANTISSA = {"float32": 24, "float64": 53}  # bits
+
+
+def refuses(p: Problem, target: Target) -> str | None:
+    if p.kind != "conv":
+        return f"the problem is {p.kind}"
+    if p.dtype not in ("float32", "float64"):
+        return f"{p.dtype} is not a float type"
+    if p.rank > 2:
+        return f"{p.rank} axes"
+    if all(len(_tiles(p, a)) == 1 for a in range(p.rank)):
+        return _why_one(p)
+    if any(s > 1 and d > 1 for s, d in zip(p.s, p.d, strict=True)):
+        return "an axis has a stride and a dilation"
+    for name, channels in (("input", p.icg), ("output", p.ocg)):
+        if p.g > 1 and channels % target.lanes:
+            return f"{channels} {name} channels a group do not fill vectors of {target.lanes}"
+        if channels < target.lanes // 2:
+            return f"{channels} {name} channels fill less than half of a vector of {target.lanes}"
+    return None
+
+
+def _why_one(p: Problem) -> str:
+    if p.taps == 1:
+        return "one tap leaves nothing to save"
+    taps, stride, outputs = ("x".join(map(str, values)) for values in (p.k, p.s, p.o))
+    return f"{taps} taps at stride {stride} save no products on {outputs} outputs"
+
+
+def _tiles(p: Problem, axis: int) -> list[int]:
+    """Outputs of a tile that an axis admits; 1 is always among them."""
+    r, s = p.k[axis], p.s[axis]
+    phase = -(-r // s)
+    if phase < 2 or phase > TAPS or r < s:
+        return [1]
+    return [1, *(m for m in range(2, MOST + 1) if m < 2 * -(-p.o[axis] // p.d[axis]))]
+
+
+@lru_cache(maxsize=4096)
+def space(p: Problem, target: Target) -> Sequence[Config]:
+    found: list[Config] = []
+    for shape in _shapes(p):  # some of each: budgets for errors and for memory leave few of them
+        found += _tile.ranked(p, target, _configs(p, target, shape), seconds, tasks)[:TRIED]
+    return _tile.ranked(p, target, found, seconds, tasks)
+
+
+def _configs(p: Problem, target: Target, shape: Sequence[int]) -> Iterator[Config]:
+    lanes = target.lanes
+    kb, blocks = math.gcd(p.icg, lanes), -(-p.ocg // lanes)
+    for tiles in _groups(p, target, shape):
+        count = math.prod(t * d for t, d in zip(tiles, p.d, strict=True))
+        for rw, v in _register_tiles(p, target, count, blocks, kb):
+            for ku in _tile.unrolls(rw, v, kb, target)[-2:]:
+                config = {"xb": lanes, "yb": lanes, "kb": kb, "rw": rw, "v": v, "ku": ku}
+                for a in range(p.rank):
+                    config |= {f"m{a}": shape[a], f"t{a}": tiles[a]}
+                yield from ({**config, "kt": kt} for kt in _chunks(p, target, config))
+
+
+def _shapes(p: Problem) -> list[tuple[int, ...]]:
+    """Outputs of a tile, per axis: those with the fewest products; and with the fewest weights among those that save
+    at least a third of the products, as small images read all of the weights for few tiles."""
+    found = [m for m in itertools.product(*(_tiles(p, a) for a in range(p.rank))) if max(m) > 1]
+    few = sorted(found, key=lambda m: (_multiplied(p, m), max(m) / min(m)))
+    slim = sorted(
+        (m for m in few if 1.5 * _multiplied(p, m) < p.taps * math.prod(p.o)),
+        key=lambda m: _weights(p, m) * _multiplied(p, m),
+    )
+    even = [m for m in few if len(set(m)) == 1]
+    return list(dict.fromkeys([*few[: PAIRS // 2], *slim[: PAIRS // 2], *even]))
+
+
+def _multiplied(p: Problem, m: Sequence[int]) -> int:
+    """Products of an input and an output channel."""
+    return math.prod(
+        form_of(b, k, s).n * d * -(-o // (d * b)) for b, k, s, d, o in zip(m, p.k, p.s, p.d, p.o, strict=True)
+    )
+
+
+def _weights(p: Problem, m: Sequence[int]) -> int:
+    """Transformed weights of an input and an output channel."""
+    return math.prod(form_of(b, k, s).n for b, k, s in zip(m, p.k, p.s, strict=True))
+
+
+def _groups(p: Problem, target: Target, m: Sequence[int]) -> list[tuple[int, ...]]:
+    """Tiles of a group, per axis: as many as keep their transform in parts of L2, whole rows first; and even shares to
+    threads."""
+    counts = [-(-o // (d * b)) for o, d, b in zip(p.o, p.d, m, strict=True)]
+    one = 4 * _weights(p, m) * p.icg * math.prod(p.d)
+    found: dict[tuple[int, ...], None] = {}
+    fair = math.prod(counts) / target.threads
+    rooms = [share * target.l2 / one for share in SHARES]
+    for room in [*rooms, *(min(room, fair) for room in rooms if target.threads > 1)]:
+        last = next(t for t in _even(counts[-1]) if t <= room or t == 1)
+        rows = [next(t for t in _even(counts[0]) if t * last <= room or t == 1)] if p.rank == 2 else []
+        found[(*rows, last)] = None
+    return list(found)
+
+
+def _even(extent: int) -> list[int]:
+    """Sizes that cut `extent` in pieces as even as can be, largest first."""
+    return sorted({-(-extent // count) for count in range(1, extent + 1)}, reverse=True)
+
+
+def _register_tiles(p: Problem, target: Target, count: int, blocks: int, kb: int) -> list[tuple[int, int]]:
+    found = dict.fromkeys(_tile.tiles(count, blocks, target, depth=kb))
+    return sorted(found, key=lambda tile: _tile.row_cycles(count, *tile, p.icg, target) / tile[1])[:3]
+
+
+def _chunks(p: Problem, target: Target, c: Config) -> list[int]:
+    """Tiles of output channels whose products wait for the inverse transform: one, and as many as fill a part of L2."""
+    parts = axes(p, c)
+    tile = 4 * math.prod(a.form.n * a.count for a in parts) * c["v"] * target.lanes
+    most = [kt for kt in _tile.divisors(-(-p.ocg // target.lanes) // c["v"]) if kt == 1 or kt * tile <= target.l2 // 4]
+    return sorted({1, most[-1]})
+
+
+def _shares(p: Problem, target: Target, c: Config) -> int:
+    return _tile.shares(_pieces(p, c), -(-p.ocg // c["yb"]) // (c["v"] * c["kt"]), target)
+
+
+def _pieces(p: Problem, c: Config) -> int:
+    return p.mb * p.g * math.prod(axis.groups for axis in axes(p, c))
+
+
+def tasks(p: Problem, target: Target, c: Config) -> int:
+    return _pieces(p, c) * _shares(p, target, c)
+
+
+def seconds(p: Problem, target: Target, c: Config) -> float:
+    """Products as register tiles, transforms by their operations, loads and stores, and what has to come from beyond
+    L2: the weights for every group of tiles, and a transformed input that L2 does not hold for every chunk."""
+    parts, lanes = axes(p, c), target.lanes
+    count, products = math.prod(a.count for a in parts), math.prod(a.form.n for a in parts)
+    inputs, outputs = -(-p.icg // lanes), -(-p.ocg // lanes)
+    pieces, shares = _pieces(p, c), _shares(p, target, c)
+    row = _tile.row_cycles(count, c["rw"], c["v"], p.icg, target) + 0.5 * p.icg / c["ku"] * -(-count // c["rw"])
+    steps = products * outputs / c["v"] * row
+    forward = inputs * (PADDED * math.prod(a.extent for a in parts) + count * _passes(parts, target, inverse=False))
+    backward = outputs * count * _passes(parts, target, inverse=True)
+    weights, held = 4 * products * p.icg * outputs * lanes, 4 * products * count * inputs * lanes
+    streamed = weights / (MEMORY if weights > KEPT else 1)
+    if weights > RESIDENT * target.l2:
+        streamed += (pieces - 1) * weights / (MEMORY if weights > LAST_LEVEL else 1)
+    if held > RESIDENT * target.l2:
+        streamed += pieces * held * (outputs / (c["v"] * c["kt"]) + 1)
+    streaming = streamed / target.rates.far
+    computed = pieces * (steps + forward * shares + backward)
+    return (max(computed, streaming) + EXPOSED * streaming) / target.rates.clock
+
+
+def _passes(parts: Sequence[Axis], target: Target, *, inverse: bool) -> float:
+    """Cycles of one tile's transform of a vector of channels."""
+    forms = [axis.form for axis in parts]
+    cycles = [_pass_cycles(form, target, inverse=inverse) for form in forms]
+    if len(forms) == 1:
+        return cycles[0]
+    columns, rows = (forms[1].n, forms[0].m) if inverse else (forms[1].span, forms[0].n)
+    return columns * cycles[0] + rows * cycles[1]
+
+
+def _pass_cycles(form: Bilinear, target: Target, *, inverse: bool) -> float:
+    """Cycles of a 1-D transform: operations with shared sums, loads, stores, and spills of what exceeds registers."""
+    rates = target.rates
+    loads, stores = (form.n, form.m) if inverse else (form.span, form.n)
+    spilled = max(0, loads + 4 - target.registers)
+    operations = _operations(form.m, form.r, form.stride, inverse)
+    return max(operations / rates.fma, (loads + spilled) / rates.load, stores + spilled) + ENTRY
+
+
+@lru_cache(maxsize=1024)
+def _operations(m: int, r: int, stride: int, inverse: bool) -> float:
+    form = form_of(m, r, stride)
+    return _transform.operations(form.at if inverse else form.bt)
+
+
+def grain(p: Problem, c: Config) -> int:
+    """The denominators of both transforms of the weights, where the type holds every number on the way."""
+    forms = [axis.form for axis in axes(p, c)]
+    wanted = sum(_mantissa(c[f"m{a}"], p.k[a], p.s[a]) for a in range(p.rank)) + math.log2(SMALL**2 * p.icg)
+    return math.prod(denominator(form) for form in forms) if wanted <= MANTISSA[p.dtype] else 0
+
+
+def memory(p: Problem, c: Config) -> int:
+    parts, size = axes(p, c), 4 if p.dtype == "float32" else 8
+    count, products = math.prod(a.count for a in parts), math.prod(a.form.n for a in parts)
+    v = products * (-(-p.icg // c["xb"]) * count + 1) * c["xb"]
+    prod = products * (c["kt"] * c["v"] * count + 1) * c["yb"]
+    return size * (v + prod + math.prod(a.extent for a in parts) * c["xb"])
+
+
+@lru_cache(maxsize=1024)
+def _mantissa(m: int, r: int, stride: int) -> float:
+    return mantissa(form_of(m, r, stride))
+
+
+@lru_cache(maxsize=1024)
+def _spread(m: int, r: int, stride: int) -> float:
+    return largest_spread(form_of(m, r, stride))
+
+
+def error(p: Problem, c: Config) -> float:
+    """MARGIN times the largest error, relative to the largest |y|, of independent normal data. It grows by lambda in
+    the transforms, which is known in closed form, and by the root of the channels in the sums over them."""
+    spreads = math.prod(_spread(c[f"m{a}"], p.k[a], p.s[a]) for a in range(p.rank))
+    return MARGIN * spreads * math.sqrt(BASE + DEPTH * p.icg)
+
+
+def pack(w: Any, p: Problem, c: Config) -> Any:
+    """[oc, icg, *k] -> [oc tiles, *n, icg/kb, kb, v * lanes], missing output channels 0. The transform runs in float64
+    over whole numbers and divides once, so that weights that are multiples of the denominators lose nothing."""
+    from tvm import te, tirx
+
+    forms, width, kb = [axis.form for axis in axes(p, c)], c["v"] * c["yb"], c["kb"]
+    tiles = p.g * _blocks(p, c) // c["v"]
+    wide, lead = p.oc < tiles * width, (tiles, p.icg // kb, kb)
+    whole = [_transform.over_whole_numbers(form.g) for form in forms]
+
+    def taps(t: Any, co: Any, ci: Any, *rest: Any) -> Any:
+        *k, lane = rest
+        o = t * width + lane
+        found = w(tirx.min(o, p.oc - 1), co * kb + ci, *k).astype("float64")
+        return tirx.if_then_else(o < p.oc, found, tirx.const(0, "float64")) if wide else found
+
+    found = te.compute((*lead, *p.k, width), taps, name="taps")
+
+    def rows(t: Any, co: Any, ci: Any, i: Any, tap: Any, lane: Any) -> Any:
+        values = _transform.times(whole[0][0], lambda k: gathered(t, co, ci, k, tap, lane), "float64")
+        return _transform.chosen(i, values)
+
+    if p.rank == 2:
+        gathered = found
+        found = te.compute((*lead, forms[0].n, p.k[1], width), rows, name="rows")
+
+    def value(t: Any, *rest: Any) -> Any:
+        *i, co, ci, lane = rest
+        values = _transform.times(whole[-1][0], lambda k: found(t, co, ci, *i[:-1], k, lane), "float64")
+        over: Any = 1
+        for at, (_, divisors) in zip(i, whole, strict=True):
+            over = over * _transform.chosen(at, [tirx.const(float(d), "float64") for d in divisors])
+        return (_transform.chosen(i[-1], values) / over).astype(w.dtype)
+
+    return te.compute((tiles, *(form.n for form in forms), *lead[1:], width), value, name="packed")
+
+
+def arrange(sch: Any, p: Problem, target: Target, c: Config) -> None:
+    """oc tile, channel | taps gathered | rows, then columns of the transform in vectors."""
+    packed = sch.get_sblock("packed")
+    t, *i, co, ci, lane = sch.get_loops(packed)
+    sch.reorder(t, co, ci, *i, lane)
+    task = sch.fuse(t, co)
+    if target.threads > 1:
+        sch.parallel(task)
+    if p.rank == 2:
+        rows = sch.get_sblock("rows")
+        sch.compute_at(rows, ci, preserve_unit_loops=True)
+        *_, i0, tap, width = _tile.own_loops(sch, rows, ci)
+        sch.reorder(tap, i0)
+        _tile.in_registers(sch, [i0, *sch.split(width, [None, c["yb"]])])
+    sch.compute_at(sch.get_sblock("taps"), ci)
+    _tile.in_registers(sch, [i[-1], *sch.split(lane, [None, c["yb"]])])
+
+
+def _blocks(p: Problem, c: Config) -> int:
+    """Vectors of output channels of a group."""
+    return -(-p.ocg // c["yb"])
+
+
+def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
+    """y[n, ob, *o, lane] = AT [ sum over channels of (BT x) * w ] at o's place in its tile, axis by axis."""
+    from tvm import te
+
+    parts, lanes, blocks = axes(p, c), c["yb"], _blocks(p, c)
+    v = _forward(_pad(x, p, c), p, c)
+    co, ci = te.reduce_axis((0, p.icg // c["kb"]), "co"), te.reduce_axis((0, c["kb"]), "ci")
+
+    def product(n: Any, *rest: Any) -> Any:
+        *g, ob = rest[: p.rank + 1]
+        *i, t, lane = rest[p.rank + 1 :]
+        channel = co * c["kb"] + ci
+        weight = w(ob // c["v"], *i, co, ci, ob % c["v"] * lanes + lane)
+        return te.sum(v(n, *g, ob // blocks, *i, channel // c["xb"], t, channel % c["xb"]) * weight, axis=[co, ci])
+
+    groups, products = [axis.groups for axis in parts], [axis.form.n for axis in parts]
+    shape = (p.mb, *groups, p.g * blocks, *products, math.prod(axis.count for axis in parts), lanes)
+    acc = te.compute(shape, product, name="acc")
+    prod = te.compute(shape, lambda *index: acc(*index), name="prod")
+    return _inverse(prod, p, c, x.dtype)
+
+
+def _pad(x: Any, p: Problem, c: Config) -> Any:
+    """xp[n, *group, conv group, block, *input of the group, lane] = x there, 0 in the padding."""
+    from tvm import te, tirx
+
+    parts, blocks = axes(p, c), -(-p.icg // c["xb"])
+
+    def value(n: Any, *rest: Any) -> Any:
+        *g, group, block = rest[: p.rank + 2]
+        *at, lane = rest[p.rank + 2 :]
+        place = [i * axis.step + j - before for i, axis, j, before in zip(g, parts, at, p.p, strict=True)]
+        inside = tirx.all(*(tirx.all(a >= 0, a < extent) for a, extent in zip(place, p.i, strict=True)))
+        return tirx.if_then_else(inside, x(n, group * blocks + block, *place, lane), tirx.const(0, x.dtype))
+
+    shape = (p.mb, *(axis.groups for axis in parts), p.g, blocks, *(axis.extent for axis in parts), c["xb"])
+    return te.compute(shape, value, name="xp")
+
+
+def _forward(xp: Any, p: Problem, c: Config) -> Any:
+    """v[n, *group, conv group, *i, block, tile, lane] = BT xp of the tile, first along the first axis: rows."""
+    from tvm import te
+
+    parts = axes(p, c)
+    first, last = parts[0], parts[-1]
+    lead, (block, *_, lanes) = xp.shape[: p.rank + 2], xp.shape[p.rank + 2 :]
+    tiles = math.prod(axis.count for axis in parts)
+
+    def across(n: Any, *rest: Any) -> Any:
+        *at, t, i, column, lane = rest
+        row, start = first.start(t // last.count), last.start(t % last.count) + column * last.dilation
+        values = _transform.times_by_rows(
+            first.form.bt, lambda k: xp(n, *at, row + k * first.dilation, start, lane), xp.dtype
+        )
+        return _transform.chosen(i, values)
+
+    if p.rank == 2:
+        rows = te.compute((*lead, block, tiles, first.form.n, last.form.span, lanes), across, name="rows")
+
+    def value(n: Any, *rest: Any) -> Any:
+        at, i, (b, t, lane) = rest[: p.rank + 1], rest[p.rank + 1 : -3], rest[-3:]
+
+        def element(k: int) -> Any:
+            if p.rank == 2:
+                return rows(n, *at, b, t, i[0], k, lane)
+            return xp(n, *at, b, last.start(t) + k * last.dilation, lane)
+
+        return _transform.chosen(i[-1], _transform.times_by_rows(last.form.bt, element, xp.dtype))
+
+    return te.compute((*lead, *(axis.form.n for axis in parts), block, tiles, lanes), value, name="v")
+
+
+def _inverse(prod: Any, p: Problem, c: Config, dtype: str) -> Any:
+    """y = AT prod at o's place in its tile, first along the first axis: sums."""
+    from tvm import te
+
+    parts = axes(p, c)
+    first, last = parts[0], parts[-1]
+    shape = (p.mb, p.g * _blocks(p, c))
+
+    def down(n: Any, ob: Any, ta: Any, tb: Any, pa: Any, pb: Any, i: Any, column: Any, lane: Any) -> Any:
+        (ga, ta), (gb, tb) = first.in_group(ta, pa), last.in_group(tb, pb)
+        t = ta * last.count + tb
+        values = _transform.times_by_columns(first.form.at, lambda k: prod(n, ga, gb, ob, k, column, t, lane), dtype)
+        return _transform.chosen(i, values)
+
+    if p.rank == 2:
+        tiles = [axis.groups * axis.tiles for axis in parts]
+        sums = te.compute((*shape, *tiles, *p.d, first.form.m, last.form.n, c["yb"]), down, name="sums")
+
+    def value(n: Any, ob: Any, *rest: Any) -> Any:
+        *o, lane = rest
+        tile, phase, i = zip(*(axis.place(at) for axis, at in zip(parts, o, strict=True)), strict=True)
+        group, t = last.in_group(tile[-1], phase[-1])
+
+        def element(k: int) -> Any:
+            return sums(n, ob, *tile, *phase, i[0], k, lane) if p.rank == 2 else prod(n, group, ob, k, t, lane)
+
+        return _transform.chosen(i[-1], _transform.times_by_columns(last.form.at, element, dtype))
+
+    return te.compute((*shape, *p.o, c["yb"]), value, name="y")
+
+
+def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
+    """n, group of tiles, share | channels | padded rows | tile | v | chunk of oc | products | oc, tile | y by rows."""
+    parts, y, z = axes(p, c), sch.get_sblock("y"), sch.get_sblock("z")
+    n, ob, *o, lane = sch.get_loops(y)
+    group, share, chunk, vector = sch.split(ob, [p.g, _shares(p, target, c), None, c["kt"] * c["v"]])
+    split = [sch.split(at, [a.groups, a.tiles, a.form.m, a.dilation]) for a, at in zip(parts, o, strict=True)]
+    outer, tiles, inner, phases = zip(*split, strict=True)
+    sch.reorder(n, *outer, group, share, chunk, vector, *tiles, *phases, *inner, lane)
+    task = sch.fuse(n, *outer, group, share)
+    if target.threads > 1:
+        sch.parallel(task)
+    if p.rank == 2:
+        _place_pass(sch, sch.get_sblock("sums"), tiles[-1])
+    _tile.in_registers(sch, [inner[-1], lane])
+    if max(p.d) == 1:
+        _tile.place_epilogue(sch, z, inner[0] if p.rank == 2 else phases[-1], c["yb"])
+    else:
+        _place_apart(sch, z, tiles[-1])
+    _place_products(sch, p, target, c, chunk)
+    _place_forward(sch, p, c, task)
+
+
+def _place_pass(sch: Any, sblock: Any, at: Any) -> None:
+    """A transform along the first axis, column by column."""
+    sch.compute_at(sblock, at, preserve_unit_loops=True)
+    *_, i, column, lane = _tile.own_loops(sch, sblock, at)
+    sch.reorder(column, i)
+    _tile.in_registers(sch, [i, lane])
+
+
+def _place_apart(sch: Any, z: Any, at: Any) -> None:
+    """The epilogue over interleaved tiles together: the outputs of one of them are no contiguous run."""
+    for producer in sch.get_producers(z):
+        if sch.get(producer).name_hint == _tile.SPILL:
+            sch.compute_inline(producer)
+    sch.reverse_compute_at(z, at)
+    sch.vectorize(sch.get_loops(z)[-1])
+
+
+def _place_products(sch: Any, p: Problem, target: Target, c: Config, at: Any) -> None:
+    """One product of the tile after the other: a GEMM of all tiles of the group by the chunk's output channels."""
+    prod, acc = sch.get_sblock("prod"), sch.get_sblock("acc")
+    sch.compute_at(prod, at, preserve_unit_loops=True)
+    ob, *i, t, lane = _tile.own_loops(sch, prod, at)[-(p.rank + 3) :]
+    kt, v = sch.split(ob, [None, c["v"]])
+    to, ti = sch.split(t, [None, c["rw"]])
+    _tile.split_tail(sch, to, math.prod(axis.count for axis in axes(p, c)) % c["rw"], target)
+    sch.reorder(*i, kt, to, ti, v, lane)
+    _spread_places(sch, prod, p, c["yb"])
+    _tile.in_registers(sch, [ti, v, lane])
+    sch.compute_at(acc, to, preserve_unit_loops=True)
+    v, *_, ti, lane, co, ci = _tile.own_loops(sch, acc, to)[-(p.rank + 5) :]
+    c0, c1 = sch.split(ci, [None, c["ku"]])
+    sch.reorder(co, c0, c1, ti, v, lane)
+    _tile.ask_ahead(sch, [to, co, c0], p.icg * c["v"] * c["yb"])
+    _tile.in_registers(sch, [c1, ti, v, lane])
+    _tile.in_registers(sch, _tile.own_loops(sch, sch.decompose_reduction(acc, co), to))
+
+
+def _place_forward(sch: Any, p: Problem, c: Config, at: Any) -> None:
+    """Block by block of channels: the padded rows of the group, then tile by tile the transform along both axes."""
+    v = sch.get_sblock("v")
+    sch.compute_at(v, at, preserve_unit_loops=True)
+    *i, block, t, lane = _tile.own_loops(sch, v, at)[-(p.rank + 3) :]
+    sch.reorder(block, t, *i, lane)
+    _tile.in_registers(sch, [i[-1], lane])
+    _spread_places(sch, v, p, c["xb"])
+    if p.rank == 2:
+        _place_pass(sch, sch.get_sblock("rows"), t)
+    xp = sch.get_sblock("xp")
+    sch.compute_at(xp, block, preserve_unit_loops=True)
+    sch.vectorize(sch.get_loops(xp)[-1])
+
+
+def _spread_places(sch: Any, sblock: Any, p: Problem, lanes: int) -> None:
+    """An odd number of vectors from one place (i, j) of the transform to the next, so that those of a tile, which are
+    read or written together, do not share a few sets of L1."""
+    sch.storage_align(sblock, 0, 2 * p.rank + 1, 2 * lanes, lanes)
+
+
+ALGORITHM = Algorithm(
+    name="winograd",
+    source="arXiv:1509.09308",
+    refuses=refuses,
+    space=space,
+    seconds=seconds,
+    pack=pack,
+    define=define,
+    schedule={"cpu": schedule},
+    error=error,
+    memory=memory,
+    tasks=tasks,
+    arrange={"cpu": arrange},
+    grain=grain,
+    mixes=True,
+)
