@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli_calls import complaint, document, isolate
+from cli_calls import complaint, document, isolate, told
 from onnx_models import conv_model
 
 from convc.algorithm import algorithms
 from convc.errors import UntunedError
+from convc.pipeline import compile as compile_model
 from convc.pipeline import run_until
 from convc.plan.plan import Plan
 from convc.problem import Problem
@@ -44,9 +45,10 @@ def blocked(found: Sequence[object]) -> object:
 
 
 def test_the_record_of_the_very_problem_goes_first() -> None:
-    own, near = record(PROBLEM, 5), record(replace(PROBLEM, oc=128), 0, us=1.0)
+    own, near = record(PROBLEM, 5, error=2e-7), record(replace(PROBLEM, oc=128), 0, us=1.0)
     found = blocked(Lookup(ONE, (near, own))(PROBLEM, "short"))
     assert (found.origin, dict(found.choice.config), found.seconds) == ("tuned", own.config, pytest.approx(100e-6))
+    assert found.error == 2e-7
 
 
 def test_seconds_are_processor_time() -> None:
@@ -58,9 +60,9 @@ def test_seconds_are_processor_time() -> None:
 def test_a_near_record_is_transferred(what: str) -> None:
     other = replace(PROBLEM, oc=128) if what == "extent" else PROBLEM
     target, epilogue = TWO if what == "threads" else ONE, "none" if what == "epilogue" else "short"
-    given = record(other, 7, target=target, epilogue=epilogue)
+    given = record(other, 7, target=target, epilogue=epilogue, error=2e-7)
     found = blocked(Lookup(ONE, (given,))(PROBLEM, "short"))
-    assert found.origin == "transferred"
+    assert (found.origin, found.error) == ("transferred", None), "nobody measured that error here"
     assert found.choice.config in algorithms()["direct"].space(PROBLEM, ONE)
     assert {k: found.choice.config[k] for k in ("rw", "v")} == {k: given.config[k] for k in ("rw", "v")}
 
@@ -115,9 +117,35 @@ def test_compile_takes_what_is_recorded_and_tells(tmp_path: Path) -> None:
     merge(tmp_path, [replace(record(PROBLEM), problem=str(problem), epilogue="none", **changes)])
     (choice,) = plan_of(tmp_path).choices.values()
     assert choice == other
-    known = lookup_for(ONE, tmp_path)
-    assert known.origin(problem, "none", choice) == "tuned"
+    said = lookup_for(ONE, tmp_path).behind(problem, "none", choice)
+    assert said and said.origin == "tuned"
     assert plan_of(tmp_path, require_tuned=True).choices
+
+
+def test_bound_and_measured_error_stand_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the manifest, and where `explain` tells of the artifact, of the model and, by its record, of the problem."""
+    isolate(tmp_path, monkeypatch)
+    model, records, built = tmp_path / "net.onnx", tmp_path / "records", tmp_path / "net.convc"
+    model.write_bytes(conv_model().SerializeToString())
+    ((group, choice),) = plan_of(tmp_path).choices.items()
+    algorithm, problem = algorithms()[choice.algorithm], str(group.problem)
+    bound = algorithm.error(Problem.parse(problem), choice.config) * 2.0**-24
+    changes = {"algorithm": choice.algorithm, "config": dict(choice.config), "schedule": schedule_hash(algorithm)}
+    own = replace(record(PROBLEM), problem=problem, epilogue="none", us=0.5, error=2e-7, **changes)
+    merge(records, [own])
+    for folder, measured in ((records, 2e-7), (tmp_path / "none", None)):
+        artifact = compile_model(model, target="cpu/znver3", records=folder)
+        artifact.save(built)
+        (layer,) = [layer for layer in artifact.layers if layer.problem]
+        assert (layer.bound, layer.measured) == (bound, measured)
+        asked = ("--target", "cpu/znver3", "--records", folder)
+        for argv in ((built,), (model, *asked), *([(problem, *asked)] if measured else [])):
+            (found,) = document(capsys, "explain", *argv)["problems"]
+            assert (found["choice"], found["bound"], found["measured"]) == (str(choice), bound, measured)
+            words = f"error {'' if measured is None else '2.0e-07 measured, '}bound {bound:.1e}"
+            assert f"{choice}; {words}\n" in told(capsys, "explain", *argv)
 
 
 def test_require_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

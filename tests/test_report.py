@@ -24,7 +24,7 @@ from convc.report import peak as peak_module
 from convc.report.accuracy import Accuracy, accuracy, worst
 from convc.report.apart import Apart, apart, together
 from convc.report.gate import Baseline, gate_error, read_baseline, slowdowns
-from convc.report.layers import absolute_sum, allowance, check_layers
+from convc.report.layers import _check, absolute_sum, allowance, check_layers
 from convc.report.machine import pick_cpus, pinned
 from convc.report.peak import Peak, peak, peak_or_none
 from convc.report.profile import _stepping, profile
@@ -365,6 +365,17 @@ def test_the_bound_goes_through_the_epilogue() -> None:
     assert float(allowance(group, reads, y, np.zeros((1, 1, 1)), 0.1).max()) == pytest.approx(0, abs=1e-3)
     # by 0.2 * 7: relu(10 * (-1 + 1.4)) = 4
     assert float(allowance(group, reads, y, np.zeros((1, 1, 1)), 0.2).max()) == pytest.approx(4, rel=1e-3)
+
+
+def test_bound_and_error_are_relative_to_the_same() -> None:
+    group, reads = convolution_group()
+    scale = group.nodes[1].args[1]
+    layer = load(handmade.artifact(), threads=1).layers[0]
+    layer = replace(layer, type=TensorType((1, 1, 1), "float32"), error=0.1 * 2**24)
+    found = _check(layer, group, {**reads, scale: np.full((1, 1, 1), -10.0)}, np.full((1, 1, 1), 10.5, np.float32))
+    # relu(-10 * -1) = 10; y may be off by 0.1 * 7, so the result by 7, which is 0.7 of it
+    assert (found.accuracy.max_error, found.bound) == (0.05, pytest.approx(0.7, rel=1e-3))
+    assert found.used == pytest.approx(0.5 / 7, rel=1e-3) and found.within(0.1)
 
 
 def test_profile_counts_every_call() -> None:

@@ -13,7 +13,7 @@ from told import TARGET, TASKS, skewed, task, times
 
 from convc.algorithm import Choice
 from convc.tune.build import Candidate
-from convc.tune.search import Search
+from convc.tune.search import LATER, SURE, UNSURE, Search
 from convc.tune.surrogate import Surrogate, expected_improvement
 
 
@@ -61,15 +61,49 @@ def test_proposes_every_candidate_where_all_are_wrong() -> None:
 
 
 def test_begins_with_the_hint_then_with_different_ideas() -> None:
+    def idea(c: Choice) -> tuple[object, ...]:
+        return c.algorithm, c.config.get("rw", c.config.get("r")), c.config.get("v")
+
     plain = Search(task(), Surrogate(TARGET))
-    hint = list(plain.choices.values())[40]
+    ideas = {idea(c) for c in plain.propose(4)}
+    hint = next(c for c in list(plain.choices.values())[40:] if idea(c) not in ideas)
     search = Search(task(), Surrogate(TARGET), hint)
     first = search.propose(4)
     assert first[0] == search.default == hint
     assert plain.propose(1) == [plain.default] == [next(iter(plain.choices.values()))]
-    assert len({(c.algorithm, c.config.get("rw", c.config.get("r")), c.config.get("v")) for c in first}) == 4
+    assert len({idea(c) for c in first}) == 4
     stranger = Choice(hint.algorithm, dict(hint.config) | {"rw": 77})
     assert Search(task(), Surrogate(TARGET), stranger).hint is None, "no config of the space"
+
+
+def test_the_outlook_falls_from_what_is_expected_now_to_nothing() -> None:
+    """By numbers of right candidates: known now, at least UNSURE until there are SURE of them, less and less after."""
+    search = Search(task(), Surrogate(TARGET))
+    us = times(search, skewed)
+    for right in (0, 4, 12):
+        while len(search.us) < right:
+            for choice in search.propose(4):
+                search.tell(choice, us[str(choice)])
+        now, *later, last = search.outlook(2)
+        left = len(search.choices) - right
+        level = now * right if right >= SURE else LATER
+        assert (now, last, len(later)) == (search.gain(), 0.0, (left - 1) // 2)
+        assert later[:12] == [UNSURE if right + n < SURE else level / (right + n) for n in range(2, 26, 2)]
+    assert Search(task(), Surrogate(TARGET), tried=set(search.choices)).outlook(2) == [0.0]
+
+
+def test_a_measurement_elsewhere_changes_what_is_expected_here() -> None:
+    """The expectations that are kept between two measurements are those of all tasks."""
+    surrogate = Surrogate(TARGET)
+    here, there = Search(task(0), surrogate), Search(task(1), surrogate)
+    for search in (here, there):
+        for choice in search.propose(4):
+            search.tell(choice, skewed(Candidate(search.task.workload, choice)))
+    before = here.propose(3), here._promise()[0].tolist()
+    assert (here.propose(3), here._promise()[0].tolist()) == before
+    (choice,) = there.propose(1)
+    there.tell(choice, skewed(Candidate(there.task.workload, choice)))
+    assert here._promise()[0].tolist() != before[1]
 
 
 def test_the_same_session_twice() -> None:

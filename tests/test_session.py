@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import random
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from told import TARGET, TASKS, Formula, Told, modelled, record, skewed, task, times, wild
 
 from convc.algorithm import Choice
+from convc.problem import Problem
 from convc.tune import session as sessions
 from convc.tune.build import Candidate
 from convc.tune.child import Ended, Failed
@@ -301,3 +305,72 @@ def test_says_where_it_is() -> None:
     assert last.default_us == pytest.approx(defaults)
     assert last.us < last.default_us
     assert last.best in written
+
+
+# -- the forecast --
+
+
+def network(blocks: int) -> dict[Task, int]:
+    """A network of inverted residuals: three tasks each."""
+    found: dict[Task, int] = {}
+    for n in range(blocks):
+        c, side = 16 * (n + 1), (56, 28, 28, 14, 14, 7)[n]
+        expand = f"mb1_ic{c}ih{side}_oc{4 * c}oh{side}_kh1"
+        spatial = f"g{4 * c}mb1_ic{4 * c}ih{side}_oc{4 * c}oh{side}_kh3ph1"
+        for text in (expand, spatial, f"mb1_ic{4 * c}ih{side}_oc{c}oh{side}_kh1"):
+            found[Task(Workload(Problem.parse(text).canonical, "short"), (8, 8))] = 1 + n % 3
+    return found
+
+
+def clocked(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, off: float, *, budget: float = FOREVER, most: int | None = None
+) -> list[tuple[float, Progress]]:
+    """When a session with a network told what, where a batch takes 4 s and the model is off by `off`."""
+    clock, seen = [1000.0], []
+    monkeypatch.setattr(sessions, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def pass_time() -> None:
+        clock[0] += 4.0
+
+    def formula(candidate: Candidate) -> float:
+        return modelled(candidate) * math.exp(random.Random(str(candidate)).gauss(0, off))
+
+    def told(progress: Progress) -> None:
+        seen.append((clock[0] - 1000, progress))
+
+    trials = Told(formula, during=pass_time)
+    found = Session(trials, lambda records: None, 1000 + budget, most, told, started=1000.0)  # type: ignore[arg-type]
+    found.add(network(blocks))
+    found.run()
+    return seen
+
+
+def test_forecasts_its_end_from_a_quarter_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 30 % of what it then takes, whether the time or the gain comes to an end; nearly always: what is found
+    cannot be known before."""
+    ratios = []
+    for blocks, off, budget in product((2, 4, 6), (0.03, 0.15), (30.0, FOREVER)):
+        seen = clocked(monkeypatch, blocks, off, budget=budget)
+        end = seen[-1][0]
+        now, progress = next((t, p) for t, p in seen if t >= end / 4)
+        ratios.append(progress.left / (end - now))
+    assert sum(abs(ratio - 1) <= 0.3 for ratio in ratios) >= 0.9 * len(ratios), ratios
+    assert all(0.5 < ratio < 2 for ratio in ratios), ratios
+
+
+def test_the_end_is_the_deadline_or_the_last_trial_where_that_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    at, progress = clocked(monkeypatch, 4, 0.1, budget=12.0)[0]
+    assert (at, progress.left) == (4.0, 8.0)
+    at, progress = clocked(monkeypatch, 4, 0.1, most=20)[0]
+    assert (at, progress.trials) == (4.0, 16)
+    assert progress.left == 4 * 4.0 / 20, "of four trials"
+    assert clocked(monkeypatch, 4, 0.1, most=20)[-1][1].left == 0
+
+
+def test_a_task_of_which_nothing_is_right_takes_all_its_trials() -> None:
+    hopeless, other = task(0), task(1)
+    trials = Told(lambda c: None if str(c.workload) == str(hopeless.workload) else modelled(c))
+    found, _ = session(trials, {hopeless: 1, other: 1}, most=64)
+    search = found.entries[hopeless].search
+    assert not search.us
+    assert found._trials_left() >= len(search.choices) - len(search.tried) > 0

@@ -13,6 +13,7 @@ import pytest
 from cli_calls import X, complaint, document, isolate, network, told
 from onnx_models import conv_model, model, node, ramp
 
+from convc.algorithm import algorithms
 from convc.cli import main
 from convc.cli.failure import KINDS
 from convc.runtime.artifact import WEIGHTS, Artifact
@@ -103,6 +104,19 @@ def test_explain_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["choice"] == f"{first['algorithm']}({first['config']})" and found["source"] == "modelled"
     text = told(capsys, "explain", problem, "-t", "cpu/x86-64-v3")
     assert re.search(rf"^\* +{first['algorithm']} ", text, re.MULTILINE) and f"modelled: {found['choice']}" in text
+
+
+def test_explain_keeps_the_bound_that_is_asked_for(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("explain", "ic64ih14oc64kh3ph1", "--target", "cpu/x86-64-v3", "--max-rel-err")
+    for limit in (1e-4, 1e-6, 1e-9):
+        (found,) = document(capsys, *argv, limit)["problems"]
+        mixing = [row for row in found["algorithms"] if algorithms()[row["algorithm"]].mixes]
+        assert all(row["error"] <= limit for row in mixing if row["refusal"] is None)
+        assert all(row["refusal"] for row in mixing) == (limit == 1e-9)
+        assert found["bound"] <= limit or not algorithms()[found["choice"].partition("(")[0]].mixes
+    assert "with an error of at most 1e-09" in told(capsys, *argv, 1e-9)
+    message = complaint(capsys, "explain", artifact, "--max-rel-err", 1e-3, code=2)
+    assert "--max-rel-err is settled in" in message
 
 
 def test_explain_a_model_and_a_layer_of_it(onnx_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,8 +224,11 @@ def test_verify(reference: str, artifact: Path, onnx_file: Path, capsys: pytest.
     text = told(capsys, "verify", artifact, "--model", onnx_file, "--reference", reference, "--per-layer")
     assert text.startswith(f"PASS: {artifact} against ") and "of its bound" in text
     found = document(capsys, "verify", artifact, "--model", onnx_file, "--reference", reference, "--per-layer")
-    used = [layer["of_bound"] for layer in found["layers"] if layer["of_bound"] is not None]
-    assert found["passed"] and len(used) == 3 and all(0 <= value <= 1 for value in used)
+    bounded = [layer for layer in found["layers"] if layer["of_bound"] is not None]
+    assert found["passed"] and len(bounded) == 3 and all(0 <= layer["of_bound"] <= 1 for layer in bounded)
+    assert all(0 <= layer["measured"] <= layer["bound"] < 1e-3 for layer in bounded)
+    assert {layer["bound"] for layer in found["layers"] if layer["problem"] is None} == {None}
+    assert re.search(r"max error +bound on it +of its bound", text)
 
 
 def test_verify_bit_exact(artifact: Path, onnx_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

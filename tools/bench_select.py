@@ -4,10 +4,11 @@
     python tools/bench_select.py model.onnx --target cpu/znver3 --threads 2
     python tools/bench_select.py --scatter 0.3                # times scattered by exp(0.3 * normal), as if measured
     python tools/bench_select.py --keep 0.5                   # half of the packed weights that could be saved are
+    python tools/bench_select.py --run                        # the plans are built and timed in turns on one CPU, too
 
 `alone` gives every kernel its fastest offer and then the best layouts to the rest. `walk` improves labels step by step.
 `cut` is a minimum cut, exact where equal labels go together in all pairs, with other pairs truncated and a walk after
-it. Under a limit of bytes `walk` and `cut` try prices for a byte. Nothing is compiled or run.
+it. Under a limit of bytes `walk` and `cut` try prices for a byte.
 """
 
 from __future__ import annotations
@@ -18,21 +19,32 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import networkx as nx
 from bench import subjects
 from networkx.algorithms.flow import boykov_kolmogorov
 
+from convc.cli.data import inputs_for
+from convc.lower.objects import build
+from convc.peers import RUNTIMES, Task
 from convc.pipeline import run_until
-from convc.plan.arena import choice_bytes
+from convc.plan.arena import choice_bytes, place
 from convc.plan.energy import REFUSED, Energy, Pair, Solution
 from convc.plan.offers import Offer, unasked
 from convc.plan.plan import Plan
 from convc.plan.program import Model, cheapest, smallest
+from convc.plan.relayout import relayout
 from convc.plan.select import blocks_of, energies_of, offers_of
 from convc.plan.walk import PRICES, improved, walk
+from convc.report.machine import pick_cpus, pinned
+from convc.report.timing import race as take_turns
+from convc.report.timing import timed
+from convc.runtime.artifact import Artifact
+from convc.runtime.package import package
 from convc.target import Target, parse_target
 
 Table = tuple[int, int, int, int]
@@ -122,7 +134,8 @@ def energies(plan: Plan, target: Target, options: argparse.Namespace) -> dict[in
         return replace(offer, seconds=offer.seconds * r.lognormvariate(0.0, options.scatter))
 
     found = offers_of(plan, target, max_rel_err=options.max_rel_err, size=size)
-    found = {p: [scattered(o) for o in had] for p, had in found.items()}
+    alike = {id(had): [scattered(o) for o in had] for had in found.values()}
+    found = {group: alike[id(had)] for group, had in found.items()}
     return energies_of(plan, found, blocks_of(found, target))
 
 
@@ -134,15 +147,32 @@ def limit_of(energy: Energy, keep: float | None) -> int | None:
     return fewest.bytes + round(keep * (fastest.bytes - fewest.bytes))
 
 
-def race(energy: Energy, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Predicted seconds and search seconds of each method; infinite where it found nothing."""
+def race(energy: Energy, options: argparse.Namespace) -> dict[str, tuple[Solution | None, float]]:
+    """Solution and search seconds of each method."""
     limit, found = limit_of(energy, options.keep), {}
     for name, find in METHODS.items():
         begin = time.perf_counter()
         solution = find(energy, limit)
-        spent = time.perf_counter() - begin
-        found[name] = (energy.value(solution) * 1e-12 if solution else float("inf"), spent)
+        found[name] = (solution, time.perf_counter() - begin)
     return found
+
+
+def run(subject: str, plans: Mapping[str, Plan], target: Target) -> dict[str, float]:
+    """us of each plan, in turns on one CPU; equal plans are one."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(pinned(pick_cpus(1)))
+        runs: dict[str, Callable[[], float]] = {}
+        for name, chosen in plans.items():
+            placed = place(chosen)
+            path = folder / f"{name}.convc"
+            package(build(placed, target), placed, target, subject).save(path)
+            artifact = Artifact.open(path)
+            outputs = {port.name: port.type for port in artifact.outputs}
+            inputs = inputs_for({port.name: port.type for port in artifact.inputs}, path=None, seed=0)
+            opened = RUNTIMES["convc"].open(Task(path, Path(subject), inputs, outputs, 1))
+            runs[name] = partial(timed, opened.run)
+        return {name: timing.median for name, timing in take_turns(runs).items()}
 
 
 def main() -> None:
@@ -154,23 +184,36 @@ def main() -> None:
     parser.add_argument("--scatter", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=float)
+    parser.add_argument("--run", action="store_true")
     options = parser.parse_args()
     target = parse_target(options.target, threads=options.threads)
     cheapest(Energy({"first": (0, 1)}))  # what it imports is no search time
     heads = "".join(f"{name + ' us':>12} {'ms':>5}" for name in METHODS)
     print(f"{target}\n{'':32} {'columns':>7} {'rows':>6}{heads}")
     ratios: dict[str, list[float]] = {name: [] for name in METHODS}
+    measured: dict[str, list[float]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         for subject in subjects(options.subjects, Path(folder)):
-            for block, energy in energies(run_until("plan", subject), target, options).items():
+            plan = run_until("plan", subject)
+            for block, energy in energies(plan, target, options).items():
                 found, size = race(energy, options), Model(energy).program
-                line = "".join(f"{predicted * 1e6:12.1f} {spent * 1e3:5.0f}" for predicted, spent in found.values())
+                value = {m: energy.value(s) * 1e-12 if s else float("inf") for m, (s, _) in found.items()}
+                line = "".join(f"{value[m] * 1e6:12.1f} {spent * 1e3:5.0f}" for m, (_, spent) in found.items())
                 name = f"{Path(subject).stem[:28]} c{block}"
                 print(f"{name:32} {len(size.cost):7} {len(size.least):6}{line}", flush=True)
-                for method, (predicted, _) in found.items():
-                    ratios[method].append(predicted / found["program"][0])
+                for method in found:
+                    ratios[method].append(value[method] / value["program"])
+                if options.run:
+                    plans = {m: relayout(plan, energy, s, block=block) for m, (s, _) in found.items() if s}
+                    us = run(subject, plans, target)
+                    print(f"{'  measured':47}" + "".join(f"{us[m]:12.1f} {'':5}" for m in us), flush=True)
+                    for method in us:
+                        measured[method].append(us[method] / us["program"])
     means = "".join(f"{statistics.geometric_mean(r):12.5f} {'':5}" for r in ratios.values())
     print(f"{'geometric mean of time / program':47}{means}")
+    if options.run:
+        means = "".join(f"{statistics.geometric_mean(r):12.5f} {'':5}" for r in measured.values())
+        print(f"{'measured':47}{means}")
 
 
 if __name__ == "__main__":

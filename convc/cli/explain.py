@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from convc.cli import options, subject
 from convc.cli.console import Console
@@ -16,7 +17,8 @@ from convc.errors import UsageError
 from convc.report.table import Table, bytes_text, table, us_text
 
 if TYPE_CHECKING:
-    from convc.plan.offers import Row
+    from convc.algorithm import Choice
+    from convc.plan.offers import Measured, Row
     from convc.problem import Problem
     from convc.target import Target
     from convc.tune.lookup import Lookup
@@ -27,12 +29,15 @@ DEFAULT_TARGET = "native"
 @dataclass(frozen=True)
 class Explained:
     """A problem, the layers that have it (number and name), what was chosen for them ("" where nothing was) and where
-    that came from: a record of this problem (tuned), of one near it (transferred), or the model (modelled)."""
+    that came from: a record of this problem (tuned), of one near it (transferred), or the model (modelled). `bound` is
+    the relative error that the choice may have, `measured` the largest that its records had."""
 
     problem: str
     layers: tuple[tuple[int, str], ...]
     choice: str
     source: str = ""
+    bound: float | None = None
+    measured: float | None = None
 
     @property
     def algorithm(self) -> str:
@@ -57,10 +62,11 @@ def command(console: Console, subject: str, layer: str | None, **given: Any) -> 
     error relative to the largest sum of absolute products, workspace, or why it refuses. The choice is marked with *.
 
     Below each problem stands what was chosen and why: tuned (a record of this very problem), transferred (of one near
-    it) or modelled. LAYER is a part of a node's name, or the number of a layer.
+    it) or modelled; with its own bound, and the error that tuning measured, relative to the output range. LAYER is a
+    part of a node's name, or the number of a layer.
     """
     asked = subject_of(subject)
-    target, found = _explained(asked, given)
+    target, max_rel_err, found = _explained(asked, given)
     if layer and asked.kind == "problem":
         raise UsageError("LAYER applies to models and artifacts only")
     kept = [e for e in found if layer is None or any(_fits(layer, number, name) for number, name in e.layers)]
@@ -69,7 +75,7 @@ def command(console: Console, subject: str, layer: str | None, **given: Any) -> 
     from convc.plan import explain_problem
     from convc.problem import Problem
 
-    rows = {e.problem: explain_problem(Problem.parse(e.problem), target) for e in kept}
+    rows = {e.problem: explain_problem(Problem.parse(e.problem), target, max_rel_err=max_rel_err) for e in kept}
     parts: list[str | Table] = []
     for explained in kept:
         parts += [_headline(explained), _table(rows[explained.problem], explained.algorithm), ""]
@@ -81,7 +87,8 @@ def _fits(asked: str, number: int, name: str) -> bool:
     return asked == str(number) if asked.isdigit() else asked in name
 
 
-def _explained(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, list[Explained]]:
+def _explained(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, float, list[Explained]]:
+    """The target, the bound that choices had to keep, and what was chosen."""
     from convc.target import parse_target
 
     if asked.kind == "artifact":
@@ -90,66 +97,99 @@ def _explained(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, list[E
     from convc.tune.lookup import lookup_for
 
     known = lookup_for(parse_target(building["target"], threads=building["threads"]), building["records"])
+    limit: float = building["max_rel_err"]
     if asked.kind == "problem":
-        return known.target, [_of_problem(asked.problem.canonical, known)]
+        return known.target, limit, [_of_problem(asked.problem.canonical, known, max_rel_err=limit)]
     from convc.pipeline import run_until
     from convc.plan.epilogue import epilogue_of
 
     assert asked.path is not None
     plan = run_until("chosen", asked.path, **building)
-    rows = []
+    found = []
     for i, group in enumerate(plan.groups):
         if group.problem is not None:
             choice = plan.choices.get(group)
-            source = known.origin(group.problem, epilogue_of(group), choice) if choice else ""
-            rows.append((i, ", ".join(group.origin), (str(group.problem), str(choice or ""), source)))
-    return known.target, _merged(rows)
+            record = known.behind(group.problem, epilogue_of(group), choice) if choice else None
+            found.append(_chosen(group.problem, choice, record, ((i, ", ".join(group.origin)),)))
+    return known.target, limit, _merged(found)
 
 
-def _of_problem(problem: Problem, known: Lookup) -> Explained:
+def _of_problem(problem: Problem, known: Lookup, *, max_rel_err: float) -> Explained:
     """Alone and without an epilogue: the fastest of its records, else the model's best."""
-    from convc.plan import explain_problem
+    from convc.algorithm import algorithms
+    from convc.plan.offers import offers, within
 
-    if found := known(problem, "none"):
+    found = [
+        m for m in known(problem, "none")
+        if within(algorithms()[m.choice.algorithm], problem, m.choice.config, max_rel_err)
+    ]  # fmt: skip
+    if found:
         best = min(found, key=lambda m: m.seconds)
-        return Explained(str(problem), (), str(best.choice), best.origin)
-    first = explain_problem(problem, known.target)[0]
-    choice = "" if first.refusal else f"{first.algorithm}({first.config})"
-    return Explained(str(problem), (), choice, "modelled" if choice else "")
+        return _chosen(problem, best.choice, best)
+    modelled = offers(problem, known.target, max_rel_err=max_rel_err)
+    return _chosen(problem, min(modelled, key=lambda o: o.seconds).choice if modelled else None, None)
 
 
-def _of_artifact(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, list[Explained]]:
+def _chosen(
+    problem: Problem, choice: Choice | None, record: Measured | None, layers: tuple[tuple[int, str], ...] = ()
+) -> Explained:
+    from convc.plan.offers import bound_of
+
+    if choice is None:
+        return Explained(str(problem), layers, "")
+    source, measured = (record.origin, record.error) if record else ("modelled", None)
+    return Explained(str(problem), layers, str(choice), source, bound_of(problem, choice), measured)
+
+
+def _of_artifact(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, float, list[Explained]]:
     from convc.runtime.artifact import Artifact
     from convc.target import parse_target
 
-    settled = {"--target": given["target"], "--threads": given["threads"], "--shape": given["shapes"]}
+    bounded = click.get_current_context().get_parameter_source("max_rel_err") is ParameterSource.COMMANDLINE
+    settled = {
+        "--target": given["target"], "--threads": given["threads"], "--shape": given["shapes"],
+        "--max-rel-err": bounded,
+    }  # fmt: skip
     if used := [flag for flag, value in settled.items() if value]:
         raise UsageError(f"{used[0]} is settled in {asked.text} already")
     assert asked.path is not None
     artifact = Artifact.open(asked.path)
-    rows = [
-        (layer.index, ", ".join(layer.origin), (layer.problem, layer.choice, layer.source or ""))
+    found = [
+        Explained(
+            layer.problem, ((layer.index, ", ".join(layer.origin)),), layer.choice, layer.source or "",
+            layer.bound, layer.measured,
+        )
         for layer in artifact.layers
         if layer.problem
-    ]
-    return parse_target(artifact.manifest["target"]["text"]), _merged(rows)
+    ]  # fmt: skip
+    limit = artifact.manifest["options"].get("max_rel_err", given["max_rel_err"])
+    return parse_target(artifact.manifest["target"]["text"]), limit, _merged(found)
 
 
-def _merged(rows: Iterable[tuple[int, str, tuple[str, str, str]]]) -> list[Explained]:
+def _merged(each: Iterable[Explained]) -> list[Explained]:
     """Layers of the same problem, choice and source together, in order of their first."""
-    found: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
-    for number, name, key in rows:
-        found.setdefault(key, []).append((number, name))
-    return [Explained(problem, tuple(had), choice, source) for (problem, choice, source), had in found.items()]
+    found: dict[tuple[str, str, str], Explained] = {}
+    for one in each:
+        had = found.setdefault(key := (one.problem, one.choice, one.source), one)
+        if had is not one:
+            errors = [e.measured for e in (had, one) if e.measured is not None]
+            found[key] = replace(had, layers=had.layers + one.layers, measured=max(errors, default=None))
+    return list(found.values())
 
 
 def _headline(explained: Explained) -> str:
-    chosen = f"\n  {explained.source}: {explained.choice}" if explained.choice else ""
+    chosen = f"\n  {explained.source}: {explained.choice}{_errors(explained)}" if explained.choice else ""
     if not explained.layers:
         return explained.problem + chosen
     names = "; ".join(f"{number} {name}" for number, name in explained.layers[:4])
     more = f"; and {len(explained.layers) - 4} more" if len(explained.layers) > 4 else ""
     return f"{explained.problem}\n  layers: {names}{more}{chosen}"
+
+
+def _errors(explained: Explained) -> str:
+    """Of the choice: the bound, and beside it what was measured."""
+    measured = "" if explained.measured is None else f"{explained.measured:.1e} measured, "
+    return "" if explained.bound is None else f"; error {measured}bound {explained.bound:.1e}"
 
 
 def _table(rows: list[Row], choice: str) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -140,8 +139,8 @@ def _export(
 
 def _sources(asked: Sequence[Subject], machine: Target, shapes: dict[str, Any], epilogue: str) -> list[Source]:
     from convc.pipeline import run_until
-    from convc.plan.offers import MAX_REL_ERR
     from convc.plan import select
+    from convc.plan.offers import MAX_REL_ERR
     from convc.tune.tuner import network, problems
     from convc.tune.workload import Workload
 

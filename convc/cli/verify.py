@@ -46,6 +46,9 @@ def command(
     """Run X.convc and compare its outputs with those of the model by another runtime; with --per-layer also each
     kernel's result with a float64 reference on what the kernel itself read. Exits with 7 where one is outside.
 
+    Beside the error of a convolution, max|y - ref| / max|ref|, stands the most that the bound of its algorithm allows
+    on these inputs, relative to the same.
+
     With --bit-exact outputs must equal those of convc's own reference, computed in the model's own types.
     """
     if inputs is not None and fill is not None:
@@ -118,7 +121,8 @@ def _document(check: LayerCheck, tolerance: float) -> dict[str, object]:
     layer = check.layer
     return {
         "index": layer.index, "origin": layer.origin, "algorithm": layer.algorithm, "problem": layer.problem,
-        "accuracy": check.accuracy, "of_bound": check.used, "passed": check.within(tolerance),
+        "accuracy": check.accuracy, "bound": check.bound, "measured": check.accuracy.max_error,
+        "of_bound": check.used, "passed": check.within(tolerance),
     }  # fmt: skip
 
 
@@ -136,12 +140,14 @@ def _layer_table(layers: list[LayerCheck], tolerance: float) -> Table:
 
     rows = []
     for check in layers:
-        bound = "" if check.used is None else f"{100 * check.used:.1f} %"
+        bound = "" if check.bound is None else f"{check.bound:.2e}"
+        used = "" if check.used is None else f"{100 * check.used:.1f} %"
         mark = "" if check.within(tolerance) else "outside"
         a = check.accuracy
         rows.append((
             check.layer.index, layer_name(check.layer), kernel_name(check.layer), f"{a.rel_l2:.2e}",
-            f"{a.max_error:.2e}", bound, mark,
+            f"{a.max_error:.2e}", bound, used, mark,
         ))  # fmt: skip
     failed = [i for i, check in enumerate(layers) if not check.within(tolerance)]
-    return table(("#", "layer", "kernel", ">relative L2", ">max error", ">of its bound", ""), rows, marked=failed)
+    columns = ("#", "layer", "kernel", ">relative L2", ">max error", ">bound on it", ">of its bound", "")
+    return table(columns, rows, marked=failed)

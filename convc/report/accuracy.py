@@ -39,8 +39,8 @@ def accuracy(found: Array, reference: Array) -> Accuracy:
         return Accuracy(np.inf, np.inf, None, False)
     error, ref = np.abs(y - ref, where=finite, out=np.zeros_like(ref)), np.where(finite, ref, 0)
     return Accuracy(
-        _ratio(float(np.linalg.norm(error.ravel())), float(np.linalg.norm(ref.ravel()))),
-        _ratio(float(error.max()), float(np.abs(ref).max())),
+        ratio(float(np.linalg.norm(error.ravel())), float(np.linalg.norm(ref.ravel()))),
+        ratio(float(error.max()), float(np.abs(ref).max())),
         _same_top1(y, ref),
         same,
     )
@@ -56,7 +56,8 @@ def worst(parts: Mapping[str, Accuracy]) -> Accuracy:
     )
 
 
-def _ratio(error: float, scale: float) -> float:
+def ratio(error: float, scale: float) -> float:
+    """`error` relative to `scale`; of no error 0, whatever the scale."""
     return 0.0 if error == 0 else float("inf") if scale == 0 else error / scale
 
 

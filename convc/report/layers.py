@@ -14,7 +14,7 @@ from convc.errors import BadInputError, ConvcError
 from convc.ir import Array, Const, Conv, ConvTranspose, MatMul, Node
 from convc.plan.homes import Homes
 from convc.plan.plan import Call, Group, Kernel, Plan
-from convc.report.accuracy import Accuracy, accuracy
+from convc.report.accuracy import Accuracy, accuracy, ratio
 from convc.runtime.artifact import Artifact, Layer
 from convc.runtime.loader import Module
 
@@ -25,11 +25,13 @@ NODE_ROUNDINGS = 16
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """`used` is the largest error as a fraction of what the algorithm's bound allows there, None without a bound."""
+    """`used` is the largest error as a fraction of what the algorithm's bound allows there, `bound` the most that it
+    allows anywhere on these data, relative as `accuracy.max_error` is to the largest |ref|; None without a bound."""
 
     layer: Layer
     accuracy: Accuracy
-    used: float | None
+    used: float | None = None
+    bound: float | None = None
 
     def within(self, tolerance: float) -> bool:
         if np.dtype(self.layer.type.dtype).kind != "f":
@@ -131,15 +133,17 @@ def _constant(node: Node) -> Array:
 
 def _check(layer: Layer, group: Group, reads: Mapping[Node, Array], found: Array) -> LayerCheck:
     if found.dtype.kind != "f":
-        return LayerCheck(layer, accuracy(found, evaluate(group.nodes, reads)), None)
+        return LayerCheck(layer, accuracy(found, evaluate(group.nodes, reads)))
     wide = {node: widened(value) for node, value in reads.items()}
     if group.anchor is None or layer.error is None:
-        return LayerCheck(layer, accuracy(found, evaluate(group.nodes, wide)), None)
+        return LayerCheck(layer, accuracy(found, evaluate(group.nodes, wide)))
     y = evaluate([group.anchor], wide)
     reference = evaluate(group.nodes, wide | {group.anchor: y})
     allowed = allowance(group, wide, y, reference, layer.error * ROUNDING[layer.type.dtype])
     error = np.abs(found - reference)
-    return LayerCheck(layer, accuracy(found, reference), float(np.max(error / allowed)) if error.size else 0.0)
+    used = float(np.max(error / allowed, initial=0.0))
+    bound = ratio(float(allowed.max(initial=0.0)), float(np.abs(reference).max(initial=0.0)))
+    return LayerCheck(layer, accuracy(found, reference), used, bound)
 
 
 def widened(value: Array) -> Array:

@@ -45,10 +45,10 @@ class Layer:
     """One kernel call of a run: what it computes, how, and where its result lies after it.
 
     `origin` holds ONNX node names, `ops` convc's operations; `problem`, `algorithm`, `config`, `source` (of the choice:
-    tuned, transferred or modelled) and `error` (in units of the type's rounding, against the sum of absolute products)
-    are None where no convolution is in it. `reads` are the
-    layouts of the arguments; `bytes` are what must be read and written at least once. The result is at `at` bytes in
-    `space`, the arena, or is the caller's output number `at`.
+    tuned, transferred or modelled) and `error` (the algorithm's bound, in units of the type's rounding) are None where
+    no convolution is in it. `bound` is the same as a fraction, and `measured` the error that tuning measured of this
+    very choice, where it did. `reads` are the layouts of the arguments; `bytes` are what must be read and written at
+    least once. The result is at `at` bytes in `space`, the arena, or is the caller's output number `at`.
     """
 
     index: int
@@ -60,6 +60,8 @@ class Layer:
     config: Mapping[str, int] | None
     source: str | None
     error: float | None
+    bound: float | None
+    measured: float | None
     flops: int
     bytes: int
     reads: tuple[str, ...]
@@ -248,6 +250,10 @@ def _port(row: Mapping[str, Any]) -> Port:
     return Port(str(row["name"]), _type(row))
 
 
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
 def _words(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple(str(value) for value in values)
 
@@ -256,6 +262,7 @@ def _layer(index: int, row: Mapping[str, Any]) -> Layer:
     result = row["result"]
     return Layer(
         index, str(row["symbol"]), _words(row["ops"]), _words(row["origin"]), row["problem"], row["algorithm"],
-        row["config"], row["source"], row["error"], int(row["flops"]), int(row["bytes"]), _words(row["reads"]),
-        Layout(int(result["block"])), _type(result), str(result["space"]), int(result["at"]),
+        row["config"], row["source"], _number(row["error"]), _number(row.get("bound")), _number(row.get("measured")),
+        int(row["flops"]), int(row["bytes"]), _words(row["reads"]), Layout(int(result["block"])), _type(result),
+        str(result["space"]), int(result["at"]),
     )

@@ -16,6 +16,7 @@ import numpy as np
 from convc import __version__
 from convc.algorithm import algorithms
 from convc.ir import Array, Const, Graph, Node, TensorType
+from convc.plan.offers import Measured, bound_of
 from convc.plan.plan import Call, Kernel, Packing, Plan
 from convc.runtime import container
 from convc.runtime.artifact import GOLDEN, HEADER, LIBRARY, MANIFEST, WEIGHTS, Artifact
@@ -28,6 +29,9 @@ from convc.runtime.weights import safetensors
 from convc.target import Target
 
 SEED = 0
+
+Behind = Callable[[Kernel], Measured | None]
+"""What records say of a kernel's choice; None where it came from the model."""
 
 
 class Compiled(Protocol):
@@ -43,13 +47,13 @@ class Compiled(Protocol):
 
 def package(
     built: Compiled, plan: Plan, target: Target, model: bytes | str | Path, *, name: str = "model",
-    options: Mapping[str, Any] | None = None, origin: Callable[[Kernel], str] = lambda kernel: "modelled",
+    options: Mapping[str, Any] | None = None, records: Behind = lambda kernel: None,
 ) -> Artifact:
     """The artifact of a placed plan. The same arguments give the same bytes.
 
     `model` is the file it came from, or its bytes; `name` the prefix of its C functions; `options` what the manifest
-    shall say of how it was made (JSON values), `origin` where the choice of a kernel came from: tuned, transferred or
-    modelled. Raises MissingDependencyError without a C compiler.
+    shall say of how it was made (JSON values), `records` what these say of a kernel's choice.
+    Raises MissingDependencyError without a C compiler.
     """
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_digest_of, model)
@@ -58,7 +62,7 @@ def package(
         source = reading.result()
     sources = _glue(built, plan, target, name, f"model {source[:16]}", digest.digest(), offset)
     library = link(built.objects, sources, target)
-    manifest = _manifest(built, plan, target, origin) | {"weights": {"offset": offset}}
+    manifest = _manifest(built, plan, target, records) | {"weights": {"offset": offset}}
     manifest |= {"name": name, "model": {"sha256": source}, "options": dict(options or {})}
     entries: dict[str, Bytes] = {LIBRARY: library, HEADER: sources.header.encode(), WEIGHTS: weights}
     here = runs_here(target)
@@ -140,7 +144,7 @@ def _reference(plan: Plan, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.asarray(found[name], node.dtype) for name, node in plan.outputs}
 
 
-def _manifest(built: Compiled, plan: Plan, target: Target, origin: Callable[[Kernel], str]) -> dict[str, Any]:
+def _manifest(built: Compiled, plan: Plan, target: Target, records: Behind) -> dict[str, Any]:
     return {
         "versions": _versions(),
         "target": {
@@ -154,7 +158,7 @@ def _manifest(built: Compiled, plan: Plan, target: Target, origin: Callable[[Ker
             "scratch_per_thread": scratch_bytes(plan.run, built.symbols, built.scratch),
         },
         "init": [_packing(call, built.symbols[call.kernel]) for call in plan.init],
-        "calls": [_layer(call, built.symbols[call.kernel], origin) for call in plan.run],
+        "calls": [_layer(call, built.symbols[call.kernel], records) for call in plan.run],
     }
 
 
@@ -174,11 +178,12 @@ def _packing(call: Call, symbol: str) -> dict[str, Any]:
     return {"symbol": symbol, "weight": _type(kernel.weight), "choice": choice, "args": _slots(call)}
 
 
-def _layer(call: Call, symbol: str, origin: Callable[[Kernel], str]) -> dict[str, Any]:
+def _layer(call: Call, symbol: str, records: Behind) -> dict[str, Any]:
     kernel = call.kernel
     assert isinstance(kernel, Kernel)
     group, choice, problem = kernel.group, kernel.choice, kernel.group.problem
     *_, result = slots = _slots(call)
+    known = records(kernel) if choice else None
     error = algorithms()[choice.algorithm].error(problem, choice.config) if choice and problem else None
     return {
         "symbol": symbol,
@@ -187,8 +192,10 @@ def _layer(call: Call, symbol: str, origin: Callable[[Kernel], str]) -> dict[str
         "problem": None if problem is None else str(problem),
         "algorithm": choice.algorithm if choice else None,
         "config": dict(choice.config) if choice else None,
-        "source": origin(kernel) if choice else None,
+        "source": (known.origin if known else "modelled") if choice else None,
         "error": error,
+        "bound": bound_of(problem, choice) if choice and problem else None,
+        "measured": known.error if known else None,
         "flops": sum(node.flops for node in group.nodes),
         "bytes": group.result.type.bytes + sum(node.type.bytes for node in group.reads),
         "constants": sum(node.type.bytes for node in group.reads if isinstance(node, Const)),

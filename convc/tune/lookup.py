@@ -45,22 +45,24 @@ class Lookup:
             self._found[key] = tuple(self._search(problem, epilogue))
         return self._found[key]
 
-    def origin(self, problem: Problem, epilogue: str, choice: Choice) -> str:
-        """tuned, transferred or modelled: where the choice for a problem came from."""
-        found = (m for m in self(problem, epilogue) if m.choice == choice)
-        return next((m.origin for m in found), "modelled")
+    def behind(self, problem: Problem, epilogue: str, choice: Choice) -> Measured | None:
+        """What records say of a choice for a problem; None where it came from the model."""
+        return next((m for m in self(problem, epilogue) if m.choice == choice), None)
 
-    def origin_of(self, kernel: Kernel) -> str:
-        """The same for a kernel with a choice."""
+    def behind_kernel(self, kernel: Kernel) -> Measured | None:
+        """The same of a kernel with a choice."""
         problem, choice = kernel.group.problem, kernel.choice
         assert problem is not None and choice is not None
-        return self.origin(problem, epilogue_of(kernel.group), choice)
+        return self.behind(problem, epilogue_of(kernel.group), choice)
 
     def check_tuned(self, plan: Plan) -> None:
         """Raises UntunedError where a choice of the plan is not from a record of its very problem."""
         missing: dict[str, None] = {}
         for group, choice in plan.choices.items():
-            if group.problem and self.origin(group.problem, epilogue_of(group), choice) != "tuned":
+            if group.problem is None:
+                continue
+            found = self.behind(group.problem, epilogue_of(group), choice)
+            if found is None or found.origin != "tuned":
                 missing[f"{group.problem} {epilogue_of(group)}"] = None
         if missing:
             shown = "\n".join(f"  {text}" for text in list(missing)[:SHOWN])
@@ -112,7 +114,7 @@ class Lookup:
             return None  # the space has changed since
         choice, seconds = Choice(record.algorithm, config), record.us * 1e-6 * record.threads
         if exact:
-            return Measured(choice, seconds, "tuned")
+            return Measured(choice, seconds, "tuned", record.error)
         measured_on = replace(self.target, threads=record.threads)
         was = algorithm.cost(other, measured_on, record.config)
         return Measured(choice, seconds * algorithm.cost(problem, self.target, config) / was, "transferred")

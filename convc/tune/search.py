@@ -17,6 +17,7 @@ from convc.tune.workload import Workload
 FIRST = 4  # candidates measured before the surrogate is asked: the model's best, and the best of other algorithms
 UNKNOWN = 0.2  # share of its time that a task without a right candidate is expected to save
 UNSURE, SURE = 0.05, 8  # the least share that is expected until so many candidates were measured
+LATER = 0.09  # divided by the number of measured candidates: what is expected after SURE of them in real networks
 WITHIN = 1.6  # times the model's best time that another algorithm's best may take to be among them
 
 
@@ -53,6 +54,7 @@ class Search:
     hint: Choice | None = None
     us: dict[str, float] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
+    _promised: tuple[object, tuple[Array, Sequence[Choice]]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         ranked = sorted(self.task.choices(self.surrogate.target), key=self.modelled)
@@ -107,6 +109,13 @@ class Search:
         gain = float(self._promise()[0].max())
         return gain if len(self.us) >= SURE else max(gain, UNSURE)
 
+    def outlook(self, step: int) -> list[float]:
+        """`gain`, and what it is likely to be after every `step` more trials until none is left, if all are right."""
+        now, right = self.gain(), len(self.us)
+        level, left = now * right if right >= SURE else LATER, len(self.choices) - len(self.tried)
+        later = [UNSURE if right + n < SURE else level / (right + n) for n in range(step, left, step)]
+        return [now, *later, 0.0] if left else [now]
+
     def _first(self) -> list[Choice]:
         """The model's best; the best of every other algorithm that is near; then the model's next, not all alike."""
         ranked = list(self.choices.values())
@@ -127,6 +136,13 @@ class Search:
         return found
 
     def _promise(self) -> tuple[Array, Sequence[Choice]]:
+        """What each candidate that was not tried is expected to save; asked for often between two measurements."""
+        state = len(self.tried), self.surrogate.count
+        if self._promised is None or self._promised[0] != state:
+            self._promised = state, self._expected()
+        return self._promised[1]
+
+    def _expected(self) -> tuple[Array, Sequence[Choice]]:
         left = [c for name, c in self.choices.items() if name not in self.tried]
         if not left or self.best is None:
             return np.zeros(0), left

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from convc.algorithm import Choice
 from convc.tune.build import Candidate
 from convc.tune.child import Ended, Failed
 from convc.tune.device import Timed
 from convc.tune.record import Record
-from convc.tune.search import Search, Task
+from convc.tune.search import FIRST, Search, Task
 from convc.tune.surrogate import Surrogate
 from convc.tune.trials import Trials
 
@@ -74,7 +75,6 @@ class Session:
     count: int = 0
     refused: int = 0
     started: float = field(default_factory=time.monotonic)
-    _gains: list[tuple[float, float]] = field(default_factory=list)
     _seconds: float = 2.0  # that a batch takes
 
     def __post_init__(self) -> None:
@@ -124,7 +124,6 @@ class Session:
     def progress(self) -> Progress:
         entries = list(self.entries.values())
         gain, now = self._gain(), time.monotonic()
-        self._gains.append((now, gain))
         standing = [e for e in entries if e.standing and e.standing.us and e.default_us]
         top = max(standing, key=lambda e: (e.default_us or 0) * e.weight - e.us, default=None)
         settled = sum(e.search.is_exhausted or e.search.gain() < ENOUGH for e in entries)
@@ -140,13 +139,36 @@ class Session:
         return sum(e.us * e.search.gain() for e in self.entries.values()) / whole if whole else 0.0
 
     def _until_enough(self, now: float) -> float:
-        """Seconds until the expected gain falls below ENOUGH, as it has fallen in the last half of the session."""
-        half = [g for g in self._gains if g[0] >= now - (now - self.started) / 2]
-        if len(half) < 3 or half[-1][1] >= half[0][1] or half[-1][1] <= 0:
-            return float("inf")
-        log = math.log
-        rate = log(half[0][1] / half[-1][1]) / max(1e-9, half[-1][0] - half[0][0])
-        return log(max(1.0, half[-1][1] / ENOUGH)) / rate
+        """Seconds until the expected gain falls below ENOUGH, or the trials are at their end."""
+        trials = BATCH * math.ceil(self._trials_left() / BATCH)
+        if self.most is not None:
+            trials = min(trials, self.most - self.count)
+        # The processes start within the first batch, and the heaviest tasks are in it: it takes longer than its share.
+        return trials * (now - self.started) / (self.count + BATCH / 4)
+
+    def _trials_left(self) -> int:
+        """Trials that it takes until the expected gain is below ENOUGH.
+
+        How the gain has fallen does not tell: it hardly moves while tasks are measured for the first time, and drops
+        when the last heavy one has SURE candidates. How many each has to go until then is known, and what is expected
+        after it is alike in all networks. So the trials to come are dealt out where most is expected, two by two as the
+        smallest share of a batch; a task of which none was right gets all it has.
+        """
+        trials, gain, steps = 0, 0.0, []
+        for e in self.entries.values():
+            if e.weight and e.search.tried and not e.search.us:
+                trials += len(e.search.choices) - len(e.search.tried)
+                continue
+            first = FIRST if e.weight and not e.search.us else 0
+            gains = [e.us * share for share in e.search.outlook(2)]
+            gain += gains[0]
+            steps += [(2 * n < first, *pair) for n, pair in enumerate(pairwise(gains))]
+        enough = ENOUGH * sum(e.us for e in self.entries.values())
+        for is_first, before, after in sorted(steps, reverse=True):
+            if gain <= enough and not is_first:
+                break
+            gain, trials = gain - (before - after), trials + 2
+        return trials
 
     def _batch(self) -> list[tuple[Entry, Choice]]:
         """The next candidates: of tasks without a trial first, then where most is to be gained."""

@@ -36,6 +36,11 @@ class Surrogate:
     _names: list[str] = field(default_factory=list)
     _forest: Any = None
 
+    @property
+    def count(self) -> int:
+        """Measurements so far."""
+        return len(self._rows)
+
     def add(self, problem: Problem, choice: Choice, us: float) -> None:
         self._rows.append(self._features(problem, choice))
         self._off.append(math.log(us / self.modelled(problem, choice)))

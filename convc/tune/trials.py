@@ -2,9 +2,9 @@
 
 A candidate is right where it computes normal numbers within its algorithm's bound and whole ones exactly, if the
 algorithm can, in memory whose ends are guarded, with the same bits twice and on one thread, and with tasks that do not
-see each other's writes (trial.c). Only a right one is timed, with nothing else of the session running; the whole numbers, which show a wrong
-index where rounding could hide it, come after that, so that a time of something remembered is not believed. One that
-is to replace another is timed in turns with it.
+see each other's writes (trial.c). Only a right one is timed, with nothing else of the session running; the whole
+numbers, which show a wrong index where rounding could hide it, come after that, so that a time of something remembered
+is not believed. One that is to replace another is timed in turns with it.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Tuner:
         """What this session has measured of a problem, for the plan; else what records say."""
         entries = [e for e in self.session.entries.values() if e.task.workload == Workload(problem, epilogue)]
         found = [
-            Measured(Choice(r.algorithm, r.config), (r.us or 0.0) * 1e-6 * self.target.threads)
+            Measured(Choice(r.algorithm, r.config), (r.us or 0.0) * 1e-6 * self.target.threads, error=r.error)
             for e in entries
             if (r := e.standing)
         ]
