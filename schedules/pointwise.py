@@ -67,8 +67,8 @@ def _chunks(p: Problem, target: Target, r: int) -> set[int]:
 
 
 def _parts(p: Problem, target: Target, c: Config) -> list[int]:
-    if c["yb"] % c["lanes"]:
-        return [p.ic // c["kb"]]
+    if c["yb"] % c["lanes"] or (target.threads > 1 and not _is_even(p, target, c)):
+        return [p.ic // c["kb"]]  # y waits below the loop over oc tiles, which threads would share
     step = 4 * c["kb"] * c["v"] * c["lanes"]
     return _tile.parts(p.ic // c["kb"], step, min(c["rc"], p.o[0]) * c["v"], (c["r"], c["v"]), target)
 

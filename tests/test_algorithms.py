@@ -226,3 +226,20 @@ def test_first_guess_on_network_layers(name: str, target: str) -> None:
             check(p, algorithm, dict(configs[0]), machine(target), epilogue=True)
             tried += 1
     assert tried, f"{name} refuses every layer of the list"
+
+
+@pytest.mark.parametrize("name", sorted(algorithms()))
+def test_the_first_guesses_for_several_threads_can_be_scheduled(name: str) -> None:
+    """Few rows and weights that fill caches: threads share what one thread goes through part by part."""
+    from convc.lower.kernel import lower
+
+    target, algorithm = parse_target("cpu/x86-64-v3", threads=2), algorithms()[name]
+    large = ["matmul_ic4096iw1_oc2048", "mb1_ic2048ih7_oc512oh7_kh1", "mb1_ic512ih7_oc512oh7_kh3ph1"]
+    for text in (*large, *NETWORK_LAYERS):
+        p = Problem.parse(text).canonical
+        if algorithm.refuses(p, target) is None:
+            x, anchor = convolution(p, np.zeros(p.weights, p.dtype))
+            group = Group((anchor,), (x, anchor.args[1]))
+            for config in algorithm.space(p, target)[:6]:
+                choice = Choice(name, config)
+                lower(Kernel(group, (choice.x_layout, Layout()), choice.y_layout, choice), target)
