@@ -1,6 +1,6 @@
 """convc beside ONNX Runtime and OpenVINO over a list of networks or layers, with the geometric mean of the ratios.
 
-    python tools/bench.py layers depthwise                # the lists below
+    python tools/bench.py layers depthwise 3x3 wide       # the lists below
     python tools/bench.py zoo --threads 2                 # every network of $CONVC_MODELS/zoo, weights refilled
     python tools/bench.py model.onnx mb1_ic64ih56_oc64oh56_kh3ph1 --json out.json
 
@@ -37,17 +37,32 @@ DEPTHWISE = [
     )
 ]  # fmt: skip
 
+THREES = [  # 3x3 at stride 1, of many networks
+    f"mb1_ic{c}ih{s}_oc{c}oh{s}_kh3ph1"
+    for c, s in (
+        (64, 56), (128, 28), (256, 14), (512, 7), (64, 224), (128, 112), (256, 56), (512, 28), (32, 112), (96, 27),
+        (192, 35),
+    )
+]  # fmt: skip
+WIDE = [  # 5x5 of GoogLeNet and Inception v3; 1x7 and 7x1 of Inception v3
+    *(f"mb1_ic{i}ih{s}_oc{o}oh{s}_kh5ph2" for i, o, s in (
+        (16, 32, 28), (32, 96, 28), (16, 48, 14), (24, 64, 14), (32, 64, 14), (32, 128, 14), (48, 128, 7), (48, 64, 35),
+    )),
+    *(f"mb1_ic{i}ih17_oc{o}oh17_kh{k}kw{8 - k}ph{k // 2}pw{(8 - k) // 2}" for k in (1, 7) for i, o in (
+        (128, 128), (128, 192), (160, 160), (160, 192), (192, 192),
+    )),
+]  # fmt: skip
+LISTS = {"layers": LAYERS, "depthwise": DEPTHWISE, "3x3": THREES, "wide": WIDE}
+
 
 def subjects(names: list[str], folder: Path) -> list[str]:
     found: list[str] = []
     for name in names:
         match name:
-            case "layers":
-                found += LAYERS
-            case "depthwise":
-                found += DEPTHWISE
             case "zoo":
                 found += _zoo(folder)
+            case _ if name in LISTS:
+                found += LISTS[name]
             case _:
                 found.append(name)
     return found
