@@ -464,6 +464,7 @@ def _place_products(sch: Any, p: Problem, target: Target, c: Config, at: Any) ->
     sch.reorder(*i, kt, to, ti, v, lane)
     _spread_places(sch, prod, p, c["yb"])
     _tile.in_registers(sch, [ti, v, lane])
+    sch.set_scope(acc, 0, "local")  # else it may share memory with rows, where LLVM stores it after every step
     sch.compute_at(acc, to, preserve_unit_loops=True)
     v, *_, ti, lane, co, ci = _tile.own_loops(sch, acc, to)[-(p.rank + 5) :]
     c0, c1 = sch.split(ci, [None, c["ku"]])

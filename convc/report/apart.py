@@ -19,7 +19,8 @@ from convc.peers import RUNTIMES, Task
 from convc.report.timing import timed
 
 SECONDS = 600.0  # the longest that opening a model or one run may take
-SETTLING, STEP = 1.0, 0.002  # seconds: how long a runtime's threads are waited for, and how often they are looked at
+SETTLING = 1.0  # seconds that a runtime's threads are waited for
+STEP = 0.01  # seconds between two looks at them: Linux counts what other threads run by ticks of up to 4 ms
 
 
 class Together:

@@ -43,7 +43,7 @@ static struct {
   pool_task task;
   void* arg;
   fenv_t rounding; /* the caller's, so that every task rounds alike */
-  pthread_t thread[MAX_THREADS];
+  pthread_t caller, thread[MAX_THREADS];
   _Atomic int cpu[MAX_THREADS]; /* that each task was last seen on */
 } pool = {.taken = ATOMIC_FLAG_INIT};
 
@@ -89,23 +89,22 @@ static uint32_t event_wait(struct event* e, uint32_t old) {
   return value;
 }
 
-/* Moves the thread of task `id` where it shares its processor with a task before it. Woken together, threads do end up
- * on one processor and stay there, as both sleep too often to be moved: 10 ms instead of 4 for SqueezeNet on two. */
+/* Bans the thread of task `id` from the processors of tasks before it where it shares one with them. Woken together,
+ * threads do end up on one processor and stay there, as both sleep too often to be moved: 10 ms instead of 4 for
+ * SqueezeNet on two. Moved and left free again, each wake may bring it back: 7 ms instead of 0.15 for a convolution. */
 static void keep_apart(int id) {
   const int here = sched_getcpu();
   int crowded = 0;
   for (int i = 0; i < id; ++i) crowded |= atomic_load_explicit(&pool.cpu[i], memory_order_relaxed) == here;
   atomic_store_explicit(&pool.cpu[id], here, memory_order_relaxed);
-  cpu_set_t may, other;
-  if (!crowded || sched_getaffinity(0, sizeof may, &may)) return;
-  other = may;
+  cpu_set_t may;
+  if (!crowded || pthread_getaffinity_np(pool.caller, sizeof may, &may)) return;
   for (int i = 0; i < id; ++i) {
     const int cpu = atomic_load_explicit(&pool.cpu[i], memory_order_relaxed);
-    if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_CLR(cpu, &other);
+    if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_CLR(cpu, &may);
   }
-  if (!CPU_COUNT(&other) || sched_setaffinity(0, sizeof other, &other)) return;
+  if (!CPU_COUNT(&may) || sched_setaffinity(0, sizeof may, &may)) return;
   atomic_store_explicit(&pool.cpu[id], sched_getcpu(), memory_order_relaxed);
-  sched_setaffinity(0, sizeof may, &may);
 }
 
 static void take_part(int id) {
@@ -164,6 +163,7 @@ static int pool_share(pool_task task, void* arg, int num) {
   fegetenv(&pool.rounding);
   atomic_store(&pool.error, 0);
   atomic_store(&pool.pending, pool.workers);
+  pool.caller = pthread_self();
   atomic_store_explicit(&pool.cpu[0], sched_getcpu(), memory_order_relaxed);
   event_set(&pool.job, job);
   const int code = task(arg, 0, pool.num);
