@@ -18,6 +18,7 @@ from convc.target import Target
 TILES = (8, 4, 1)  # accumulators in registers; more would help, but this is not where time is to be gained
 # Against a model of ports, lanes of channels and lanes of pixels: branches, addresses, tails one element at a time.
 SLOWER = (2.4, 2.4)
+WIDE = 0.4  # of that, where several vectors of pixels share each weight: 16 channels to 3 by 9x9 at 240 GFLOP/s, not 97
 BYTES = {"float64": 8}
 
 
@@ -34,8 +35,17 @@ def space(p: Problem, target: Target) -> Sequence[Config]:
         blocks = {n: [target.lanes, 1] if n > 1 else [1] for n in (p.ic, p.oc)}
         pairs = [{"xb": xb, "yb": yb, "lanes": yb} for yb in blocks[p.oc] for xb in blocks[p.ic]]
     width = target.lanes
-    found = [{**pair, "width": width, "r": r} for pair in pairs for r in sorted({_tile_of(p, pair, r) for r in TILES})]
+    tiles = [{**pair, "width": width, "r": r} for pair in pairs for r in sorted({_tile_of(p, pair, r) for r in TILES})]
+    found = [{**tile, "q": q} for tile in tiles for q in _widths(p, target, tile)]
     return sorted(found, key=lambda c: seconds(p, target, c))
+
+
+def _widths(p: Problem, target: Target, c: Config) -> list[int]:
+    """Vectors of pixels in a tile: more than one where few channels of a row-major x share a long row."""
+    if c["lanes"] > 1 or _gathers(p, c) or p.kind == "matmul":
+        return [1]
+    most = (target.registers - 4) // c["r"]
+    return sorted({1, *(q for q in (2, 4, 8) if q <= most and q * c["width"] <= p.o[-1])})
 
 
 def _tile_of(p: Problem, c: Config, most: int) -> int:
@@ -51,8 +61,8 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     if c["lanes"] > 1:
         tiles = p.mb * blocks * math.prod(p.o[:-1]) * -(-p.o[-1] // c["r"])
     else:
-        tiles = p.mb * p.oc // c["r"] * math.prod(p.o[:-1]) * -(-p.o[-1] // c["width"])
-    tile = _tile.tile_cycles(c["r"], 1, p.reduction, target) * size / 4
+        tiles = p.mb * p.oc // c["r"] * math.prod(p.o[:-1]) * -(-p.o[-1] // (c["width"] * c["q"]))
+    tile = _tile.tile_cycles(c["r"], c["q"], p.reduction, target) * size / 4 * (WIDE if c["q"] > 1 else 1)
     tile += p.reduction * _gathers(p, c) * c["width"]
     weights = size * blocks * c["lanes"] * p.reduction
     passes = -(-p.o[0] // c["r"]) if p.kind == "matmul" else p.mb
@@ -170,8 +180,8 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     else:
         reductions = rest
         ob, ri = sch.split(ob, [None, c["r"]])
-        column, lane = sch.split(pixel[-1], [None, min(p.o[-1], c["width"])])
-        order, inner = [n, ob, *pixel[:-1], column], [ri, lane]
+        column, qi, lane = sch.split(pixel[-1], [None, c["q"], min(p.o[-1], c["width"])])
+        order, inner = [n, ob, *pixel[:-1], column], [ri, qi, lane]
     sch.reorder(*order, *reductions, *inner)
     sch.annotate(column, "pragma_loop_partition_hint", 1)  # the tail gets code of its own: without a test per element
     place = _tile.accumulate_apart if _is_apart(p, c) else _tile.accumulate
