@@ -41,8 +41,9 @@ def space(p: Problem, target: Target) -> Sequence[Config]:
 
 
 def _widths(p: Problem, target: Target, c: Config) -> list[int]:
-    """Vectors of pixels in a tile: more than one where few channels of a row-major x share a long row."""
-    if c["lanes"] > 1 or _gathers(p, c) or p.kind == "matmul":
+    """Vectors of pixels in a tile: more than one where a long row is convolved to so few channels that other algorithms
+    refuse; elsewhere they are faster than the model of this one says of itself."""
+    if c["lanes"] > 1 or _gathers(p, c) or p.kind == "matmul" or p.taps == 1 or p.oc >= target.lanes // 2:
         return [1]
     most = (target.registers - 4) // c["r"]
     return sorted({1, *(q for q in (2, 4, 8) if q <= most and q * c["width"] <= p.o[-1])})
