@@ -43,6 +43,11 @@ def divisors(n: int) -> tuple[int, ...]:
     return tuple(d for d in range(1, n + 1) if n % d == 0)
 
 
+def even(extent: int) -> list[int]:
+    """Sizes that cut `extent` in pieces as even as can be, largest first."""
+    return sorted({-(-extent // count) for count in range(1, extent + 1)}, reverse=True)
+
+
 def step_cycles(pixels: int, vectors: int, reduction: int, target: Target) -> float:
     """Cycles of one reduction step of a tile: the tightest of FMA ports, FMA latency, load ports and L2 bandwidth;
     more where the tile, its weights and a broadcast fill more registers than the compiler handles without spills."""

@@ -98,7 +98,7 @@ def _whole(p: Problem, target: Target) -> list[Config]:
 def _parted(p: Problem, target: Target) -> list[Config]:
     """Windows of as many channels as keep to the budget beside the sums that wait."""
     lanes, last = target.lanes, p.o[-1]
-    cuts = [(1, w) for w in _tile.divisors(last)] if p.rank == 1 else [(h, last) for h in _even(p.o[-2])]
+    cuts = [(1, w) for w in _tile.divisors(last)] if p.rank == 1 else [(h, last) for h in _tile.even(p.o[-2])]
     blocks = [cb for cb in _tile.divisors(p.icg) if cb < p.icg and cb % lanes == 0]
     found: list[Config] = []
     for hc, wc in cuts:
@@ -131,17 +131,12 @@ def _chunks(p: Problem, target: Target) -> list[tuple[int, int]]:
         fair = [w for w in reversed(_tile.divisors(last)) if _fair(p, target, 1, w)]
         fitting = [[w for w in fair if _fits(p, 1, w, limit)] for limit in (half, slim)]
         return [(1, w) for w in sorted({last, *(widths[0] for widths in fitting if widths)})]
-    resident = [h for h in _even(p.o[-2]) if h == 1 or _fits(p, h, last, half)]
+    resident = [h for h in _tile.even(p.o[-2]) if h == 1 or _fits(p, h, last, half)]
     fair = [h for h in resident if _fair(p, target, h, last)]
     small, thin = ([h for h in fair if _fits(p, h, last, limit)] for limit in (half // 4, slim))
     even = ([h for h in heights if p.o[-2] % h == 0] for heights in (fair, thin))
     tallest = {heights[0] for heights in (resident, fair, small, thin, *even) if heights}
     return [(h, last) for h in sorted({1, *tallest})]
-
-
-def _even(extent: int) -> list[int]:
-    """Sizes that cut `extent` in pieces as even as can be, largest first."""
-    return sorted({-(-extent // count) for count in range(1, extent + 1)}, reverse=True)
 
 
 def _fits(p: Problem, hc: int, wc: int, limit: float) -> bool:

@@ -136,15 +136,10 @@ def _groups(p: Problem, target: Target, m: Sequence[int]) -> list[tuple[int, ...
     fair = math.prod(counts) / target.threads
     rooms = [share * target.l2 / one for share in SHARES]
     for room in [*rooms, *(min(room, fair) for room in rooms if target.threads > 1)]:
-        last = next(t for t in _even(counts[-1]) if t <= room or t == 1)
-        rows = [next(t for t in _even(counts[0]) if t * last <= room or t == 1)] if p.rank == 2 else []
+        last = next(t for t in _tile.even(counts[-1]) if t <= room or t == 1)
+        rows = [next(t for t in _tile.even(counts[0]) if t * last <= room or t == 1)] if p.rank == 2 else []
         found[(*rows, last)] = None
     return list(found)
-
-
-def _even(extent: int) -> list[int]:
-    """Sizes that cut `extent` in pieces as even as can be, largest first."""
-    return sorted({-(-extent // count) for count in range(1, extent + 1)}, reverse=True)
 
 
 def _register_tiles(p: Problem, target: Target, count: int, blocks: int, kb: int) -> list[tuple[int, int]]:

@@ -26,11 +26,11 @@ from pathlib import Path
 
 import networkx as nx
 from bench import subjects
+from bench_tuning import task_of
 from networkx.algorithms.flow import boykov_kolmogorov
 
-from convc.cli.data import inputs_for
 from convc.lower.objects import build
-from convc.peers import RUNTIMES, Task
+from convc.peers import RUNTIMES
 from convc.pipeline import run_until
 from convc.plan.arena import choice_bytes, place
 from convc.plan.energy import REFUSED, Energy, Pair, Solution
@@ -43,7 +43,6 @@ from convc.plan.walk import PRICES, improved, walk
 from convc.report.machine import pick_cpus, pinned
 from convc.report.timing import race as take_turns
 from convc.report.timing import timed
-from convc.runtime.artifact import Artifact
 from convc.runtime.package import package
 from convc.target import Target, parse_target
 
@@ -158,7 +157,7 @@ def race(energy: Energy, options: argparse.Namespace) -> dict[str, tuple[Solutio
 
 
 def run(subject: str, plans: Mapping[str, Plan], target: Target) -> dict[str, float]:
-    """us of each plan, in turns on one CPU; equal plans are one."""
+    """us of each plan, in turns on one CPU."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(pinned(pick_cpus(1)))
@@ -167,11 +166,7 @@ def run(subject: str, plans: Mapping[str, Plan], target: Target) -> dict[str, fl
             placed = place(chosen)
             path = folder / f"{name}.convc"
             package(build(placed, target), placed, target, subject).save(path)
-            artifact = Artifact.open(path)
-            outputs = {port.name: port.type for port in artifact.outputs}
-            inputs = inputs_for({port.name: port.type for port in artifact.inputs}, path=None, seed=0)
-            opened = RUNTIMES["convc"].open(Task(path, Path(subject), inputs, outputs, 1))
-            runs[name] = partial(timed, opened.run)
+            runs[name] = partial(timed, RUNTIMES["convc"].open(task_of(path, Path(subject))).run)
         return {name: timing.median for name, timing in take_turns(runs).items()}
 
 

@@ -45,6 +45,13 @@ def tune(model: Path, folder: Path, budget: str, target: str) -> float:
     return time.perf_counter() - begun
 
 
+def task_of(path: Path, model: Path) -> Task:
+    """What a runtime is to compute on one thread: an artifact or its model, on made-up inputs."""
+    artifact = Artifact.open(path)
+    inputs = inputs_for({port.name: port.type for port in artifact.inputs}, path=None, seed=0)
+    return Task(path, model, inputs, {port.name: port.type for port in artifact.outputs}, 1)
+
+
 def measure(model: Path, records: dict[str, Path], target: str) -> dict[str, float]:
     """us of convc with each folder of records, and of the peers."""
     with ExitStack() as stack:
@@ -53,10 +60,7 @@ def measure(model: Path, records: dict[str, Path], target: str) -> dict[str, flo
         for name, place in records.items():
             path = folder / f"{name}.convc"
             convc.compile(model, target=target, records=place).save(path)
-            artifact = Artifact.open(path)
-            outputs = {port.name: port.type for port in artifact.outputs}
-            inputs = inputs_for({port.name: port.type for port in artifact.inputs}, path=None, seed=0)
-            task = Task(path, model, inputs, outputs, 1)
+            task = task_of(path, model)
             runs[name] = RUNTIMES["convc"].open(task).run
         for peer in ("ort", "openvino"):
             runs[peer] = RUNTIMES[peer].open(replace(task, artifact=path)).run
