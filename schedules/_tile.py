@@ -167,11 +167,7 @@ def accumulate_in_parts(
     Weights of one part of the reduction then serve every tile while they are in L1; y waits in L1 between the parts.
     """
     in_registers(sch, [*unrolled, *inner])
-    for producer in sch.get_producers(z):
-        if sch.get(producer).name_hint == SPILL:
-            sch.compute_inline(producer)
-    sch.reverse_compute_at(z, at)
-    sch.vectorize(sch.get_loops(z)[-1])
+    place_epilogue_over_tiles(sch, z, at)
     sch.vectorize(sch.get_loops(sch.decompose_reduction(y, reductions[0]))[-1])
 
 
@@ -205,6 +201,15 @@ def place_epilogue(sch: Any, z: Any, at: Any, lanes: int) -> None:
             return
     sch.reverse_compute_at(z, at)
     in_registers(sch, _in_vectors(sch, own_loops(sch, z, at), lanes))
+
+
+def place_epilogue_over_tiles(sch: Any, z: Any, at: Any) -> None:
+    """Below `at`, which holds several register tiles: a loop over them all, in vectors, that needs no copy."""
+    for producer in sch.get_producers(z):
+        if sch.get(producer).name_hint == SPILL:
+            sch.compute_inline(producer)
+    sch.reverse_compute_at(z, at)
+    sch.vectorize(sch.get_loops(z)[-1])
 
 
 def _in_vectors(sch: Any, loops: Sequence[Any], lanes: int) -> list[Any]:

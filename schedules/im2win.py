@@ -352,11 +352,7 @@ def _accumulate_in_parts(sch: Any, p: Problem, c: Config, *, at: tuple[Any, Any,
     _tile.in_registers(sch, [k1, *o, v, lane])
     first = ks[0] if len(ks) > 1 else k0
     _tile.in_registers(sch, _tile.own_loops(sch, sch.decompose_reduction(partial, first), wo))
-    for producer in sch.get_producers(z):
-        if sch.get(producer).name_hint == _tile.SPILL:
-            sch.compute_inline(producer)
-    sch.reverse_compute_at(z, group)
-    sch.vectorize(sch.get_loops(z)[-1])
+    _tile.place_epilogue_over_tiles(sch, z, group)
     sch.vectorize(sch.get_loops(sch.decompose_reduction(y, part))[-1])
 
 

@@ -425,8 +425,8 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     _tile.in_registers(sch, [inner[-1], lane])
     if max(p.d) == 1:
         _tile.place_epilogue(sch, z, inner[0] if p.rank == 2 else phases[-1], c["yb"])
-    else:
-        _place_apart(sch, z, tiles[-1])
+    else:  # the outputs of one of several interleaved tiles are no contiguous run
+        _tile.place_epilogue_over_tiles(sch, z, tiles[-1])
     _place_products(sch, p, target, c, chunk)
     _place_forward(sch, p, c, task)
 
@@ -437,15 +437,6 @@ def _place_pass(sch: Any, sblock: Any, at: Any) -> None:
     *_, i, column, lane = _tile.own_loops(sch, sblock, at)
     sch.reorder(column, i)
     _tile.in_registers(sch, [i, lane])
-
-
-def _place_apart(sch: Any, z: Any, at: Any) -> None:
-    """The epilogue over interleaved tiles together: the outputs of one of them are no contiguous run."""
-    for producer in sch.get_producers(z):
-        if sch.get(producer).name_hint == _tile.SPILL:
-            sch.compute_inline(producer)
-    sch.reverse_compute_at(z, at)
-    sch.vectorize(sch.get_loops(z)[-1])
 
 
 def _place_products(sch: Any, p: Problem, target: Target, c: Config, at: Any) -> None:
