@@ -29,15 +29,18 @@ MOST = 8  # outputs of a tile along an axis: beyond it the error grows faster th
 TAPS = 7  # of an axis, or of a phase of its stride, for which the table has points
 PAIRS = 12  # tile shapes of a space, those with the fewest products and bytes
 TRIED = 10  # configs of a tile shape
-# Set from the assembly (no spills up to 9 products) and from timings of stages on Zen 5.
-PADDED = 2.0  # cycles to copy a vector of x with its padding
-ENTRY = 6.0  # cycles to begin a row or a column of a transform
 SHARES = (0.25, 0.5, 1.0, 4.0)  # of L2, that the transformed input of a group may take
-RESIDENT = 0.5  # part of L2 that the transformed input of a group may fill beside products and weights
-EXPOSED = 0.3  # part of the streaming of weights from beyond L2 that no computing hides
-KEPT = 4 << 20  # bytes of weights that the last level keeps from one run of a network to the next
-LAST_LEVEL = 24 << 20  # bytes that it keeps from one group of tiles to the next
-MEMORY = 0.35  # of the last level's bandwidth, that memory has: 35 of 100 GB/s on Zen 5
+RESIDENT = 0.5  # part of L2 that the transformed input of a group, or the weights, may fill beside the others
+LAST_LEVEL = 24 << 20  # bytes of weights that it keeps from one group of tiles to the next
+# Fitted to 540 configs of nine layers with 64 to 512 channels on Zen 5, root mean square of the error 7 %.
+PADDED = 1.7  # cycles to copy a vector of x with its padding
+ENTRY = 6.0  # cycles to begin a row or a column of a transform
+SHARED = 0.85  # part of the operations of a transform that are left after LLVM has shared sums between rows
+L1_KEEPS = 0.2  # part of L1 in which weights last from one register tile to the next
+L2_RATE = 0.52  # of its bandwidth, while weights come from beyond it
+# Of the bandwidth beyond L2. The fit says 0.58 for memory; in networks it is slower at times, and 0.45 loses nothing.
+LAST_RATE, MEMORY_RATE = 0.78, 0.45
+EXPOSED = 0.34  # part of the streaming of weights that nothing hides where one register tile has all rows
 # Largest error of y for independent normal x and w, in roundings relative to the largest |y|: lambda^2 of the tile's
 # worst output times sqrt(BASE + DEPTH * C). Fitted to F(2, 3) to F(8, 3) with 32 to 512 channels: off by at most x1.35.
 BASE, DEPTH = 2.0, 0.19
@@ -168,25 +171,27 @@ def tasks(p: Problem, target: Target, c: Config) -> int:
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:
-    """Products as register tiles, transforms by their operations, loads and stores, and what has to come from beyond
-    L2: the weights for every group of tiles, and a transformed input that L2 does not hold for every chunk."""
-    parts, lanes = axes(p, c), target.lanes
+    """Products as register tiles or as bytes, whichever takes longer, and the transforms. Every register tile reads the
+    weights of its product, from L2 what L1 does not keep of them, after the first has brought them from beyond L2; a
+    transformed input that L2 does not hold is read again for every chunk."""
+    parts, lanes, rates = axes(p, c), target.lanes, target.rates
     count, products = math.prod(a.count for a in parts), math.prod(a.form.n for a in parts)
     inputs, outputs = -(-p.icg // lanes), -(-p.ocg // lanes)
     pieces, shares = _pieces(p, c), _shares(p, target, c)
-    row = _tile.row_cycles(count, c["rw"], c["v"], p.icg, target) + 0.5 * p.icg / c["ku"] * -(-count // c["rw"])
-    steps = products * outputs / c["v"] * row
-    forward = inputs * (PADDED * math.prod(a.extent for a in parts) + count * _passes(parts, target, inverse=False))
-    backward = outputs * count * _passes(parts, target, inverse=True)
-    weights, held = 4 * products * p.icg * outputs * lanes, 4 * products * count * inputs * lanes
-    streamed = weights / (MEMORY if weights > KEPT else 1)
+    steps = pieces * products * outputs / c["v"] * _tile.row_cycles(count, c["rw"], c["v"], p.icg, target)
+    weights, held = 4 * lanes * products * p.icg * outputs, 4 * lanes * products * inputs * count
+    row_tiles, block = -(-count // c["rw"]), 4 * lanes * p.icg * c["v"]
+    missed = pieces * row_tiles * weights * max(0.0, 1 - L1_KEEPS * target.l1 / block)
+    streaming = weights / MEMORY_RATE
     if weights > RESIDENT * target.l2:
-        streamed += (pieces - 1) * weights / (MEMORY if weights > LAST_LEVEL else 1)
-    if held > RESIDENT * target.l2:
-        streamed += pieces * held * (outputs / (c["v"] * c["kt"]) + 1)
-    streaming = streamed / target.rates.far
-    computed = pieces * (steps + forward * shares + backward)
-    return (max(computed, streaming) + EXPOSED * streaming) / target.rates.clock
+        streaming += (pieces - 1) * weights / (MEMORY_RATE if weights > LAST_LEVEL else LAST_RATE)
+    again = pieces * held * (outputs / (c["v"] * c["kt"]) + 1) if held > RESIDENT * target.l2 else 0
+    reading = missed / (L2_RATE * rates.l2) + (streaming + again) / rates.far
+    padded = PADDED * inputs * math.prod(a.extent for a in parts)
+    forward = padded + SHARED * inputs * count * _passes(parts, target, inverse=False)
+    backward = SHARED * outputs * count * _passes(parts, target, inverse=True)
+    transforms = pieces * (forward * shares + backward)
+    return (max(steps, reading) + transforms + EXPOSED * streaming / rates.far / row_tiles) / rates.clock
 
 
 def _passes(parts: Sequence[Axis], target: Target, *, inverse: bool) -> float:
@@ -247,11 +252,12 @@ def error(p: Problem, c: Config) -> float:
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:
-    """[oc, icg, *k] -> [oc tiles, *n, icg/kb, kb, v * lanes], missing output channels 0. The transform runs in float64
-    over whole numbers and divides once, so that weights that are multiples of the denominators lose nothing."""
+    """[oc, icg, *k] -> [oc chunks, *n, oc tiles of a chunk, icg/kb, kb, v * lanes], missing output channels 0: in the
+    order in which it is read. The transform runs in float64 over whole numbers and divides once, so that weights that
+    are multiples of the denominators lose nothing."""
     from tvm import te, tirx
 
-    forms, width, kb = [axis.form for axis in axes(p, c)], c["v"] * c["yb"], c["kb"]
+    forms, width, kb, kt = [axis.form for axis in axes(p, c)], c["v"] * c["yb"], c["kb"], c["kt"]
     tiles = p.g * _blocks(p, c) // c["v"]
     wide, lead = p.oc < tiles * width, (tiles, p.icg // kb, kb)
     whole = [_transform.over_whole_numbers(form.g) for form in forms]
@@ -272,23 +278,23 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
         gathered = found
         found = te.compute((*lead, forms[0].n, p.k[1], width), rows, name="rows")
 
-    def value(t: Any, *rest: Any) -> Any:
-        *i, co, ci, lane = rest
-        values = _transform.times(whole[-1][0], lambda k: found(t, co, ci, *i[:-1], k, lane), "float64")
+    def value(chunk: Any, *rest: Any) -> Any:
+        *i, t, co, ci, lane = rest
+        values = _transform.times(whole[-1][0], lambda k: found(chunk * kt + t, co, ci, *i[:-1], k, lane), "float64")
         over: Any = 1
         for at, (_, divisors) in zip(i, whole, strict=True):
             over = over * _transform.chosen(at, [tirx.const(float(d), "float64") for d in divisors])
         return (_transform.chosen(i[-1], values) / over).astype(w.dtype)
 
-    return te.compute((tiles, *(form.n for form in forms), *lead[1:], width), value, name="packed")
+    return te.compute((tiles // kt, *(form.n for form in forms), kt, *lead[1:], width), value, name="packed")
 
 
 def arrange(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """oc tile, channel | taps gathered | rows, then columns of the transform in vectors."""
     packed = sch.get_sblock("packed")
-    t, *i, co, ci, lane = sch.get_loops(packed)
-    sch.reorder(t, co, ci, *i, lane)
-    task = sch.fuse(t, co)
+    chunk, *i, t, co, ci, lane = sch.get_loops(packed)
+    sch.reorder(chunk, t, co, ci, *i, lane)
+    task = sch.fuse(chunk, t, co)
     if target.threads > 1:
         sch.parallel(task)
     if p.rank == 2:
@@ -318,7 +324,8 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
         *g, ob = rest[: p.rank + 1]
         *i, t, lane = rest[p.rank + 1 :]
         channel = co * c["kb"] + ci
-        weight = w(ob // c["v"], *i, co, ci, ob % c["v"] * lanes + lane)
+        tile = ob // c["v"]
+        weight = w(tile // c["kt"], *i, tile % c["kt"], co, ci, ob % c["v"] * lanes + lane)
         return te.sum(v(n, *g, ob // blocks, *i, channel // c["xb"], t, channel % c["xb"]) * weight, axis=[co, ci])
 
     groups, products = [axis.groups for axis in parts], [axis.form.n for axis in parts]
@@ -455,7 +462,9 @@ def _place_products(sch: Any, p: Problem, target: Target, c: Config, at: Any) ->
     v, *_, ti, lane, co, ci = _tile.own_loops(sch, acc, to)[-(p.rank + 5) :]
     c0, c1 = sch.split(ci, [None, c["ku"]])
     sch.reorder(co, c0, c1, ti, v, lane)
-    _tile.ask_ahead(sch, [to, co, c0], p.icg * c["v"] * c["yb"])
+    row_tiles = -(-math.prod(axis.count for axis in axes(p, c)) // c["rw"])
+    steps = [to, co, c0, *([c1] if c["v"] % row_tiles == 0 else [])]  # whole lines in each, as even as can be
+    _tile.ask_ahead(sch, steps, p.icg * c["v"] * c["yb"])
     _tile.in_registers(sch, [c1, ti, v, lane])
     _tile.in_registers(sch, _tile.own_loops(sch, sch.decompose_reduction(acc, co), to))
 

@@ -21,7 +21,7 @@ VERDICTS = (
 )  # fmt: skip
 OUT_OF_BOUNDS, NO_MEMORY = 3, 8  # their places
 MAX_READS = 16
-ROTATE = 48 << 20  # bytes of weights that take turns: more than a core's share of the last-level cache
+ROTATE = 128 << 20  # bytes of weights that take turns: several times a last-level cache, as those of a large network
 SECONDS = 30.0  # that one answer may take
 
 
