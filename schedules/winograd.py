@@ -40,6 +40,9 @@ L1_KEEPS = 0.2  # part of L1 in which weights last from one register tile to the
 L2_RATE = 0.52  # of its bandwidth, while weights come from beyond it
 # Of the bandwidth beyond L2. The fit says 0.58 for memory; in networks it is slower at times, and 0.45 loses nothing.
 LAST_RATE, MEMORY_RATE = 0.78, 0.45
+ROLLED = 1.02  # times its time, of a tile whose loop is not unrolled: with fewer than 64 channels LLVM makes it 2.3
+CROWDED = 1.3  # times its time, of an unrolled tile of more than ROOM of the registers: 14 x 2 of 32
+ROOM = 29 / 32
 EXPOSED = 0.34  # part of the streaming of weights that nothing hides where one register tile has all rows
 # Largest error of y for independent normal x and w, in roundings relative to the largest |y|: lambda^2 of the tile's
 # worst output times sqrt(BASE + DEPTH * C). Fitted to F(2, 3) to F(8, 3) with 32 to 512 channels: off by at most x1.35.
@@ -178,7 +181,8 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     count, products = math.prod(a.count for a in parts), math.prod(a.form.n for a in parts)
     inputs, outputs = -(-p.icg // lanes), -(-p.ocg // lanes)
     pieces, shares = _pieces(p, c), _shares(p, target, c)
-    steps = pieces * products * outputs / c["v"] * _tile.row_cycles(count, c["rw"], c["v"], p.icg, target)
+    row = _tile.row_cycles(count, c["rw"], c["v"], p.icg, target)
+    steps = pieces * products * outputs / c["v"] * row * _unrolled(target, c)
     weights, held = 4 * lanes * products * p.icg * outputs, 4 * lanes * products * inputs * count
     row_tiles, block = -(-count // c["rw"]), 4 * lanes * p.icg * c["v"]
     missed = pieces * row_tiles * weights * max(0.0, 1 - L1_KEEPS * target.l1 / block)
@@ -192,6 +196,12 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     backward = SHARED * outputs * count * _passes(parts, target, inverse=True)
     transforms = pieces * (forward * shares + backward)
     return (max(steps, reading) + transforms + EXPOSED * streaming / rates.far / row_tiles) / rates.clock
+
+
+def _unrolled(target: Target, c: Config) -> float:
+    if c["ku"] == 1:
+        return ROLLED
+    return CROWDED if (c["rw"] + 1) * c["v"] > ROOM * target.registers else 1.0
 
 
 def _passes(parts: Sequence[Axis], target: Target, *, inverse: bool) -> float:

@@ -101,6 +101,29 @@ def test_the_bound_holds_and_says_something(m: int, channels: int) -> None:
     assert bound / 100 < found < bound
 
 
+# (input channels, output channels, extent, kernel) of layers at stride 1 in VGG, ResNet, GoogLeNet and Inception v3.
+LAYERS = [
+    *((c, c, size, (3, 3)) for c, size in (
+        (64, 56), (128, 28), (256, 14), (512, 7), (64, 224), (128, 112), (256, 56), (512, 28), (32, 112), (96, 27),
+        (192, 35),
+    )),
+    *((c, o, size, (5, 5)) for c, o, size in (
+        (16, 32, 28), (32, 96, 28), (16, 48, 14), (24, 64, 14), (32, 64, 14), (32, 128, 14), (48, 128, 7), (48, 64, 35),
+    )),
+    *((c, o, 17, k) for k in ((1, 7), (7, 1)) for c, o in ((128, 128), (128, 192), (160, 160), (160, 192), (192, 192))),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("c", "o", "size", "k"), LAYERS)
+def test_the_bound_holds_on_layers_of_networks(c: int, o: int, size: int, k: tuple[int, int]) -> None:
+    """As above, of the config that compile would take first."""
+    p = Problem.parse(f"mb1_ic{c}ih{size}_oc{o}oh{size}_kh{k[0]}kw{k[1]}ph{k[0] // 2}pw{k[1] // 2}")
+    config = next(c for c in WINOGRAD.space(p, machine("native")) if within(WINOGRAD, p, c, MAX_REL_ERR))
+    bound = WINOGRAD.error(p, config) * 2.0**-24
+    assert bound / 100 < measured_error(p, dict(config)) < bound <= MAX_REL_ERR
+
+
 def test_larger_tiles_err_more() -> None:
     p = Problem.parse("mb1_ic64ih48_oc64oh48_kh3ph1")
     errors = [WINOGRAD.error(p, config_of(p, m)) for m in range(2, MOST + 1)]

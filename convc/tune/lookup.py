@@ -26,6 +26,7 @@ from convc.tune.record import Record
 
 FARTHEST = 5.0  # sum of |log2| of the ratios of extents: beyond it a record says less than the model
 TILE = ("rw", "rh", "r", "v", "ku", "width", "lanes")  # what a register tile is made of; the rest follows the extents
+COSTLY = 4.0  # what twice the least modelled time counts as: as much as a register tile of twice the size
 SHOWN = 12  # problems that a message names
 OTHER_EPILOGUE, OTHER_THREADS = 0.25, 0.5  # what these count as distance
 
@@ -89,8 +90,9 @@ class Lookup:
         for distance, _, other, record in sorted(near, key=lambda n: n[:2]):
             if distance > FARTHEST:
                 return
-            found = self._adapted(problem, other, record, exact=distance == 0)
-            if found and (pair := (found.choice.config["xb"], found.choice.config["yb"])) not in seen:
+            if (pair := _blocks(problem, record)) in seen:
+                continue
+            if found := self._adapted(problem, other, record, exact=distance == 0):
                 seen.add(pair)
                 yield found
 
@@ -108,16 +110,16 @@ class Lookup:
         space = [c for c in algorithm.space(problem, self.target) if (c["xb"], c["yb"]) == blocks]
         if not space or record.us is None:
             return None
-        wanted = dict(record.config) | {"xb": blocks[0], "yb": blocks[1]}
-        config = min(space, key=lambda c: _unlike(c, wanted))
-        if exact and dict(config) != wanted:
-            return None  # the space has changed since
-        choice, seconds = Choice(record.algorithm, config), record.us * 1e-6 * record.threads
+        wanted, seconds = dict(record.config) | {"xb": blocks[0], "yb": blocks[1]}, record.us * 1e-6 * record.threads
         if exact:
-            return Measured(choice, seconds, "tuned", record.error)
-        measured_on = replace(self.target, threads=record.threads)
-        was = algorithm.cost(other, measured_on, record.config)
-        return Measured(choice, seconds * algorithm.cost(problem, self.target, config) / was, "transferred")
+            known = any(dict(c) == wanted for c in space)  # else the space has changed since
+            return Measured(Choice(record.algorithm, wanted), seconds, "tuned", record.error) if known else None
+        costs = [algorithm.cost(problem, self.target, c) for c in space]
+        least = min(costs)
+        far = [_unlike(c, wanted) + COSTLY * math.log2(cost / least) for c, cost in zip(space, costs, strict=True)]
+        best = far.index(min(far))
+        was = algorithm.cost(other, replace(self.target, threads=record.threads), record.config)
+        return Measured(Choice(record.algorithm, space[best]), seconds * costs[best] / was, "transferred")
 
 
 def lookup_for(target: Target, folder: Path | None = None) -> Lookup:

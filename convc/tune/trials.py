@@ -28,7 +28,7 @@ SECONDS = 0.03  # of timing, a candidate
 RACE_SECONDS = 0.12  # of timing in turns, a candidate
 ATTEMPTS = 3
 NOISY = 0.25  # of its time, the spread above which a measurement says nothing
-LEAST_US = 0.05  # that a kernel can take
+LEAST_US = 0.005  # that a kernel can take: a call of a function
 TIMES_PEAK = 16  # the machine's peak, above which a time cannot be true: no algorithm saves so many multiplications
 
 
