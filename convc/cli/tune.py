@@ -141,7 +141,7 @@ def _sources(asked: Sequence[Subject], machine: Target, shapes: dict[str, Any], 
     from convc.pipeline import run_until
     from convc.plan import select
     from convc.plan.offers import MAX_REL_ERR
-    from convc.tune.tuner import network, problems
+    from convc.tune.tuner import Network, problems
     from convc.tune.workload import Workload
 
     def chosen(plan: Plan, records: Records) -> Plan:
@@ -152,7 +152,7 @@ def _sources(asked: Sequence[Subject], machine: Target, shapes: dict[str, Any], 
     for subject in asked:
         if subject.path is not None:
             plan = run_until("plan", subject.path, target=str(machine), shapes=shapes)
-            found.append(network(plan, chosen))
+            found.append(Network(plan, chosen))
     return found
 
 

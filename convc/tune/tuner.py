@@ -16,6 +16,8 @@ from convc.plan.offers import Measured, Records, refusal
 from convc.plan.plan import Plan
 from convc.problem import Problem
 from convc.target import Target
+from convc.tune.audit import losers
+from convc.tune.device import LocalDevice
 from convc.tune.journal import Journal, journals, read
 from convc.tune.log import default_folder, load, merge
 from convc.tune.lookup import lookup_for
@@ -25,6 +27,8 @@ from convc.tune.session import Entry, Progress, Session
 from convc.tune.tracker import NoDeviceError
 from convc.tune.trials import Trials
 from convc.tune.workload import Workload
+
+AUDIT, AUDIT_SECONDS = 0.2, 12.0  # of the budget, and of each network, that is kept for the audit
 
 Source = Callable[[Records], Mapping[Task, int]]
 """What to tune, under what records say: the tasks of a network's plan as it would be then, or the same ones always."""
@@ -82,9 +86,14 @@ class Tuner:
         """Tune what the sources ask for, and after each round what they would ask for then. Raises TuneError where no
         candidate was right."""
         interrupted = False
+        networks = [source for source in sources if isinstance(source, Network)] if self._is_local else []
+        if networks:
+            self.session.deadline -= min(AUDIT * (self.deadline - self.begun), len(networks) * AUDIT_SECONDS)
         try:
-            while self._add(asked(sources, self._records())) and time.monotonic() < self.deadline:
+            while self._add(asked(sources, self._records())) and time.monotonic() < self.session.deadline:
                 self.session.run()
+            for source in networks:
+                self._audit(source)
         except KeyboardInterrupt:
             interrupted = True
         except NoDeviceError as error:
@@ -95,6 +104,24 @@ class Tuner:
             last = [r for r in read(self.journal.path).records if r.status != "ok"][-1]
             raise TuneError(f"no candidate was right; the last one: {last.choice}: {last.reason}")
         return self._outcome(interrupted)
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.trials.device, LocalDevice)
+
+    def _audit(self, source: Network) -> None:
+        """What stands and is slower in the network than what compile would have taken gives way to that."""
+        if time.monotonic() > self.deadline:
+            return
+        before, after = source.chosen(self.lookup), source.chosen(self.known)
+        if before.choices == after.choices:
+            return
+        for task, audited in losers(before, after, self.target).items():
+            entry = self.session.entries.get(task)
+            record = entry.records.get(str(audited.before)) if entry else None
+            if entry and record:
+                entry.standing = replace(record, reason=f"x{audited.ratio:.3f} of {audited.after} in the network")
+                self.journal.append([entry.standing])
 
     def _records(self) -> Records:
         return self.known if self.session.entries else self.lookup
@@ -177,9 +204,18 @@ def asked(sources: Sequence[Source], records: Records) -> Mapping[Task, int]:
     return found
 
 
-def network(plan: Plan, select: Callable[[Plan, Records], Plan]) -> Source:
+@dataclass(frozen=True)
+class Network:
     """The tasks of `plan`, with the choices that `select` makes of it under some records."""
-    return lambda records: tasks_of_plan(select(plan, records))
+
+    plan: Plan
+    select: Callable[[Plan, Records], Plan]
+
+    def __call__(self, records: Records) -> Mapping[Task, int]:
+        return tasks_of_plan(self.chosen(records))
+
+    def chosen(self, records: Records) -> Plan:
+        return self.select(self.plan, records)
 
 
 def problems(workloads: Sequence[Workload], target: Target) -> Source:
