@@ -12,7 +12,8 @@ from onnx_models import conv_model
 from convc.algorithm import Choice
 from convc.pipeline import run_until
 from convc.plan import select
-from convc.plan.offers import MAX_REL_ERR, Measured, Records
+from convc.plan.arena import place
+from convc.plan.offers import MAX_REL_ERR, Measured
 from convc.plan.plan import Plan
 from convc.problem import Problem
 from convc.target import Target, parse_target
@@ -33,21 +34,20 @@ def network() -> Network:
     return Network(plan, lambda plan, records: select(plan, NATIVE, max_rel_err=MAX_REL_ERR, records=records))
 
 
-def other_choice() -> tuple[Task, Choice, Records]:
-    """The one task of the network, a choice for it that is not the model's, and records that say it is fast."""
-    (task,) = network()(lambda problem, epilogue: ())
-    chosen = next(iter(network().chosen(lambda problem, epilogue: ()).choices.values()))
-    other = next(c for c in task.choices(NATIVE) if c != chosen)
+def nothing(problem: Problem, epilogue: str) -> list[Measured]:
+    return []
 
-    def records(problem: Problem, epilogue: str) -> list[Measured]:
-        return [Measured(other, 1e-12)]
 
-    return task, other, records
+def the_choice(plan: Plan) -> Choice:
+    (choice,) = plan.choices.values()
+    return choice
 
 
 def plans() -> tuple[Task, Plan, Plan]:
-    task, _, records = other_choice()
-    return task, network().chosen(lambda problem, epilogue: ()), network().chosen(records)
+    """The one task of the network, the model's plan, and one under records that say that another choice is fast."""
+    (task,), modelled = network()(nothing), network().chosen(nothing)
+    other = next(c for c in task.choices(NATIVE) if c != the_choice(modelled))
+    return task, modelled, network().chosen(lambda problem, epilogue: [Measured(other, 1e-12)])
 
 
 def told(before: float, after: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_what_is_slower_in_the_network_loses(after: float, loses: bool, monkeypa
     found = audit.losers(old, new, NATIVE)
     assert set(found) == ({task} if loses else set())
     if loses:
-        assert (found[task].before, found[task].after) == tuple(next(iter(p.choices.values())) for p in (old, new))
+        assert (found[task].before, found[task].after) == (the_choice(old), the_choice(new))
 
 
 def test_the_same_choice_never_loses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,11 +73,13 @@ def test_the_same_choice_never_loses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not audit.losers(old, old, NATIVE)
 
 
-def test_both_plans_run_and_are_timed() -> None:
-    _, old, new = plans()
-    for audited in audit.losers(old, new, NATIVE).values():
-        assert audited.ratio > audit.SLOWER
-        assert min(audited.us) > 0
+def test_both_plans_run_and_every_call_is_timed() -> None:
+    _, *both = plans()
+    placed = place(both[0]), place(both[1])
+    times = audit._timed(placed, NATIVE)
+    assert [len(us) for us in times] == [len(plan.run) for plan in placed]
+    assert min(min(us) for us in times) > 0
+    assert all(audited.ratio > audit.SLOWER for audited in audit.losers(*both, NATIVE).values())
 
 
 @pytest.mark.parametrize("loses", [False, True])
@@ -86,7 +88,7 @@ def test_the_log_keeps_what_is_fast_in_the_network(
 ) -> None:
     """A session whose winner is not the default, audited."""
     told(10.0, 20.0 if loses else 10.0, monkeypatch)
-    default = next(iter(network().chosen(lambda problem, epilogue: ()).choices.values()))
+    default = the_choice(network().chosen(nothing))
     with Builders(NATIVE, 1) as builders:
         tuner = Tuner(Trials(NATIVE, builders, LocalDevice()), float("inf"), tmp_path, most=6)
         take = tuner.session._take

@@ -55,12 +55,12 @@ def profile(
     """Steps through all calls and runs the whole, in turns, as often as fits some seconds or `rounds` says."""
     layers = bound.module.layers
     start = time.perf_counter()
-    _step(bound)
+    step(bound)
     bound.run()
     count = rounds or rounds_within((time.perf_counter() - start) * 10 / SECONDS)
     steps, wholes = [], []
     for done in range(count):
-        steps.append(_step(bound))
+        steps.append(step(bound))
         begin = time.perf_counter_ns()
         bound.run()
         wholes.append((time.perf_counter_ns() - begin) / 1000)
@@ -81,7 +81,7 @@ def profile(
     )
 
 
-def _step(bound: Bound) -> list[float]:
+def step(bound: Bound) -> list[float]:
     """us of each call of one run."""
     found = []
     for index in range(len(bound.module.layers)):

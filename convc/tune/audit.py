@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from convc.algorithm import Choice
-from convc.plan.epilogue import epilogue_of
-from convc.plan.plan import Call, Kernel, Plan
+from convc.plan.plan import Kernel, Plan
 from convc.target import Target
 from convc.tune.search import Task
-from convc.tune.workload import Workload
 
 SECONDS = 3.0  # of timing
 ROUNDS = 200
@@ -54,20 +52,14 @@ Row = tuple[Task, Choice, float]
 
 def _pairs(plans: tuple[Plan, Plan], us: tuple[list[float], list[float]]) -> list[tuple[Row, Row]]:
     """The calls of the same nodes between the same layouts."""
-    rows = [
-        {call.origin: (*known, time_) for call, time_ in zip(plan.run, times, strict=True) if (known := _task(call))}
-        for plan, times in zip(plans, us, strict=True)
-    ]
+    rows: list[dict[tuple[str, ...], Row]] = [{}, {}]
+    for known, plan, times in zip(rows, plans, us, strict=True):
+        for call, time_ in zip(plan.run, times, strict=True):
+            kernel = call.kernel
+            if isinstance(kernel, Kernel) and kernel.choice and (task := Task.of(kernel.group, kernel.choice)):
+                known[call.origin] = task, kernel.choice, time_
     both = [(row, rows[1][origin]) for origin, row in rows[0].items() if origin in rows[1]]
     return [(old, new) for old, new in both if old[0] == new[0]]
-
-
-def _task(call: Call) -> tuple[Task, Choice] | None:
-    kernel = call.kernel
-    if not isinstance(kernel, Kernel) or kernel.choice is None or kernel.group.problem is None:
-        return None
-    workload = Workload(kernel.group.problem, epilogue_of(kernel.group))
-    return Task(workload, (kernel.choice.config["xb"], kernel.choice.config["yb"])), kernel.choice
 
 
 def _timed(plans: tuple[Plan, Plan], target: Target) -> tuple[list[float], list[float]]:
@@ -76,6 +68,7 @@ def _timed(plans: tuple[Plan, Plan], target: Target) -> tuple[list[float], list[
 
     from convc.lower.objects import build
     from convc.report.machine import pick_cpus, pinned
+    from convc.report.profile import step
     from convc.runtime.loader import load
     from convc.runtime.package import golden_inputs, package
 
@@ -83,15 +76,12 @@ def _timed(plans: tuple[Plan, Plan], target: Target) -> tuple[list[float], list[
     with pinned(pick_cpus(target.threads)):
         modules = [load(artifact, threads=target.threads) for artifact in artifacts]
         bound = [module.bind(golden_inputs(plan)) for module, plan in zip(modules, plans, strict=True)]
-        us: list[list[list[float]]] = [[[] for _ in module.layers] for module in modules]
+        rounds: tuple[list[list[float]], list[list[float]]] = ([], [])
         end = time.monotonic() + SECONDS
         for _ in range(ROUNDS):
-            for run, times in zip(bound, us, strict=True):
-                for index, row in enumerate(times):
-                    start = time.perf_counter_ns()
-                    run.call(index)
-                    row.append((time.perf_counter_ns() - start) / 1000)
+            for run, times in zip(bound, rounds, strict=True):
+                times.append(step(run))
             if time.monotonic() > end:
                 break
-    first, second = ([median(row) for row in times] for times in us)
+    first, second = ([median(us) for us in zip(*times, strict=True)] for times in rounds)
     return first, second

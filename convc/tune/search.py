@@ -9,7 +9,9 @@ import numpy as np
 
 from convc.algorithm import Choice, algorithms
 from convc.ir import Array
+from convc.plan.epilogue import epilogue_of
 from convc.plan.offers import MAX_REL_ERR, refusal, within
+from convc.plan.plan import Group
 from convc.target import Target
 from convc.tune.surrogate import Surrogate, expected_improvement
 from convc.tune.workload import Workload
@@ -30,6 +32,13 @@ class Task:
 
     def __str__(self) -> str:
         return f"{self.workload} c{self.blocks[0]}->c{self.blocks[1]}"
+
+    @classmethod
+    def of(cls, group: Group, choice: Choice | None) -> Task | None:
+        """That of a plan's kernel; None where there is nothing to tune, as in every type but float32."""
+        if choice is None or group.problem is None or group.problem.dtype != "float32":
+            return None
+        return cls(Workload(group.problem, epilogue_of(group)), (choice.config["xb"], choice.config["yb"]))
 
     def choices(self, target: Target) -> list[Choice]:
         """Every config of the library's algorithms between these layouts."""

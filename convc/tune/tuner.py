@@ -11,7 +11,6 @@ from pathlib import Path
 
 from convc.algorithm import Choice, algorithms
 from convc.errors import TuneError
-from convc.plan.epilogue import epilogue_of
 from convc.plan.offers import Measured, Records, refusal
 from convc.plan.plan import Plan
 from convc.problem import Problem
@@ -188,12 +187,7 @@ class Tuner:
 
 def tasks_of_plan(plan: Plan) -> Mapping[Task, int]:
     """The tasks of a plan with choices, and how many of its kernels have each."""
-    found: Counter[Task] = Counter()
-    for group, choice in plan.choices.items():
-        if group.problem is not None and group.problem.dtype == "float32":
-            workload = Workload(group.problem, epilogue_of(group))
-            found[Task(workload, (choice.config["xb"], choice.config["yb"]))] += 1
-    return found
+    return Counter(task for group, choice in plan.choices.items() if (task := Task.of(group, choice)))
 
 
 def asked(sources: Sequence[Source], records: Records) -> Mapping[Task, int]:
