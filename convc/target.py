@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from convc import llvm
-from convc.errors import UnsupportedError, UsageError
+from convc.errors import ConvcError, UnsupportedError, UsageError
+from convc.gpu import ARCHS, Gpu, capability, gpu_of
 from convc.rates import Rates, rates_of
 
 # What generated code needs at run time, by the widest unit that LLVM reports: (float32 lanes, vector registers).
@@ -55,22 +56,95 @@ class Target:
         return {"kind": "llvm", "mcpu": self.arch, "mtriple": self.triple, "num-cores": self.threads, **wide}
 
 
+@dataclass(frozen=True)
+class GpuTarget(Target):
+    """NVIDIA GPUs of one or more architectures, the oldest first: one artifact that runs on all of them, and with `ptx`
+    on later ones. `lanes` float32 numbers are what one access moves at most (16 bytes), `l1` the bytes of shared memory
+    that a thread block may have on every one of them. `tf32`: whether float32 products may be computed in tf32."""
+
+    archs: tuple[str, ...] = ()
+    ptx: bool = False
+    tf32: bool = False
+
+    def __str__(self) -> str:
+        return self.label + (",tf32=1" if self.tf32 else "")
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind}/{self.arch}"
+
+    @property
+    def gpu(self) -> Gpu:
+        """What models reckon with: the oldest of the architectures."""
+        return gpu_of(self.archs[0])
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Of the oldest."""
+        return capability(self.archs[0])
+
+    @property
+    def tvm(self) -> dict[str, Any]:
+        return {"kind": "cuda", "arch": self.archs[0], "max_shared_memory_per_block": self.l1}
+
+
 def parse_target(text: str, *, threads: int | None = None) -> Target:
-    """`native`, `cpu/ARCH`, `cpu/ARCH,triple=...,threads=N`. Raises UsageError with the nearest known name."""
+    """`native`, `cpu/ARCH`, `cpu/ARCH,triple=...,threads=N`, `cuda/sm_80,sm_90a+ptx`; bare `cuda` is the GPU of this
+    machine. Raises UsageError with the nearest known name."""
     head, *settings = text.strip().split(",")
-    options = _options(settings, text)
     kind, _, arch = head.partition("/")
+    if kind == "cuda":
+        return _gpu_target(text, arch, settings)
+    options = _options(settings, text)
     if kind == "native" and not arch:
         arch = llvm.host_cpu()
-    elif kind == "cuda":
-        raise UnsupportedError(f"target '{text}': this version builds for CPUs only; see `convc targets`")
     elif kind != "cpu" or not arch:
-        hint = "KIND/ARCH is written as native, cpu/znver3 or cpu/x86-64-v3; see `convc targets`"
+        hint = "KIND/ARCH is written as native, cpu/znver3, cpu/x86-64-v3 or cuda/sm_80; see `convc targets`"
         raise UsageError(f"target '{text}' is no target; {hint}")
     triple = options.get("triple") or TRIPLES.get(_machine_of(arch), TRIPLES["x86_64"])
     count = threads or int(options.get("threads", "1"))
     found = _describe(arch, triple, text)
     return replace(found, threads=count)
+
+
+def _gpu_target(text: str, first: str, rest: Sequence[str]) -> GpuTarget:
+    named = [first, *(word for word in rest if "=" not in word)] if first else [_visible_arch(text)]
+    options = [word for word in rest if "=" in word]
+    if wrong := [o for o in options if o not in ("tf32=0", "tf32=1")]:
+        raise UsageError(f"target '{text}': '{wrong[0]}' is no setting of a GPU; tf32=1 is the only one")
+    ptx = named[-1].endswith("+ptx")
+    archs = tuple(dict.fromkeys(word.removesuffix("+ptx") for word in named))
+    for arch in archs:
+        if arch not in ARCHS:
+            near = difflib.get_close_matches(arch, ARCHS, n=3) or ARCHS
+            raise UsageError(f"target '{text}': convc knows no GPU architecture '{arch}'; did you mean {_or(near)}?")
+    archs = tuple(sorted(archs, key=ARCHS.index))
+    shared = min(gpu_of(arch).shared_block for arch in archs)
+    label = ",".join(archs) + ("+ptx" if ptx else "")
+    return GpuTarget(
+        label, "nvptx64-nvidia-cuda", 4, 255, (), l1=shared, l2=gpu_of(archs[0]).l2, kind="cuda", archs=archs, ptx=ptx,
+        tf32="tf32=1" in options,
+    )  # fmt: skip
+
+
+def _visible_arch(text: str) -> str:
+    from convc.runtime.driver import Driver  # only a bare `cuda` asks the machine
+
+    try:
+        major, minor = Driver.open().capability
+    except ConvcError as error:
+        raise UsageError(
+            f"target '{text}' means the GPU of this machine, and there is none to be seen ({error}); "
+            f"name the architecture, as cuda/sm_80 or cuda/sm_90a"
+        ) from error
+    fitting = [a for a in ARCHS if capability(a)[0] == major and capability(a)[1] <= minor]
+    if not fitting:
+        raise UsageError(f"target '{text}': this machine's GPU is sm_{major}{minor}, and convc knows {_or(ARCHS)}")
+    return max(fitting, key=lambda a: (capability(a), a))
+
+
+def _or(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _options(settings: list[str], text: str) -> Mapping[str, str]:

@@ -218,7 +218,7 @@ ALGORITHM = Algorithm(
     seconds=seconds,
     pack=pack,
     define=define,
-    schedule={"cpu": schedule},
+    schedule=schedule,
     error=_tile.recursive_error,
     memory=memory,
 )

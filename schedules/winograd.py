@@ -508,11 +508,11 @@ ALGORITHM = Algorithm(
     seconds=seconds,
     pack=pack,
     define=define,
-    schedule={"cpu": schedule},
+    schedule=schedule,
     error=error,
     memory=memory,
     tasks=tasks,
-    arrange={"cpu": arrange},
+    arrange=arrange,
     grain=grain,
     mixes=True,
 )

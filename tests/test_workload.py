@@ -156,7 +156,7 @@ def test_allows_the_rounding_that_the_algorithm_states(workload: Workload, choic
     scale = abs(normal.expected[asked]).max()
     assert (normal.tolerance[asked] > 0).all()
     assert normal.tolerance[asked].max() < 1e-3 * scale
-    bound = algorithms()[choice.algorithm].error(workload.problem, choice.config) * ROUNDING["float32"]
+    bound = choice.entry.error(workload.problem, choice.config) * ROUNDING["float32"]
     linear = [n for n in workload.nodes if not isinstance(n, Unary)]
     reads, (layouts, result) = workload.group.reads, workload.layouts(choice)
     sizes = {

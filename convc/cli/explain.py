@@ -116,12 +116,11 @@ def _explained(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, float,
 
 def _of_problem(problem: Problem, known: Lookup, *, max_rel_err: float) -> Explained:
     """Alone and without an epilogue: the fastest of its records, else the model's best."""
-    from convc.algorithm import algorithms
     from convc.plan.offers import offers, within
 
     found = [
         m for m in known(problem, "none")
-        if within(algorithms()[m.choice.algorithm], problem, m.choice.config, max_rel_err)
+        if within(m.choice.entry, problem, m.choice.config, max_rel_err)
     ]  # fmt: skip
     if found:
         best = min(found, key=lambda m: m.seconds)

@@ -11,7 +11,7 @@ import tvm
 from tvm import te
 from tvm.s_tir import Schedule
 
-from convc.algorithm import Choice, algorithms
+from convc.algorithm import Choice, Config
 from convc.ir import Cast, Const, Input, Node, TensorType
 from convc.layout import Layout
 from convc.lower.access import Access, access
@@ -22,6 +22,8 @@ from convc.plan.epilogue import is_long
 from convc.plan.plan import Copy, Group, Kernel, Packing
 from convc.problem import Problem
 from convc.target import Target
+
+PACKERS = 256  # threads of a block that packs weights
 
 
 def lower(kernel: Kernel | Packing, target: Target) -> Schedule:
@@ -47,20 +49,26 @@ def _packing(packing: Packing, target: Target) -> Schedule:
     if packing.choice is None or packing.problem is None:
         return relayout(weight.shape, weight.dtype, Layout(), packing.layout, target)
     w = te.placeholder(packing.problem.weights, weight.dtype, name="w")
-    algorithm, config = algorithms()[packing.choice.algorithm], packing.choice.config
+    algorithm, config = packing.choice.entry, packing.choice.config
     sch = _function([w], algorithm.pack(w, packing.problem, config))
-    if target.kind in algorithm.arrange:
-        algorithm.arrange[target.kind](sch, packing.problem, target, config)
-        return sch
-    for sblock in sch.get_child_blocks(sch.get_sblock("root")):
-        loops = sch.get_loops(sblock)
-        if len(loops) > 1 and target.threads > 1:
-            sch.parallel(loops[0])
+    (algorithm.arrange or _each_alone)(sch, packing.problem, target, config)
     return sch
 
 
+def _each_alone(sch: Schedule, p: Problem, target: Target, config: Config) -> None:
+    """Elements in order: of the outermost axis on threads of a CPU, each on a thread of its own of a GPU."""
+    for sblock in sch.get_child_blocks(sch.get_sblock("root")):
+        loops = sch.get_loops(sblock)
+        if target.kind == "cuda":
+            block, thread = sch.split(sch.fuse(*loops) if len(loops) > 1 else loops[0], [None, PACKERS])
+            sch.bind(block, "blockIdx.x")
+            sch.bind(thread, "threadIdx.x")
+        elif len(loops) > 1 and target.threads > 1:
+            sch.parallel(loops[0])
+
+
 def _anchored(kernel: Kernel, choice: Choice, target: Target) -> Schedule:
-    group, algorithm = kernel.group, algorithms()[choice.algorithm]
+    group, algorithm = kernel.group, choice.entry
     anchor, p = group.anchor, group.problem
     assert anchor is not None and p is not None
     source, weight = anchor.args[:2]
@@ -84,7 +92,7 @@ def _anchored(kernel: Kernel, choice: Choice, target: Target) -> Schedule:
     extents = layout.physical((p.mb, p.oc, *p.o))
     z = te.compute(extents, lambda *index: value(_logical(layout, extents, index)), name="z")
     sch = _function([tensors[read] for read in group.reads], z)
-    algorithm.schedule[target.kind](sch, p, target, choice.config)
+    algorithm.schedule(sch, p, target, choice.config)
     return sch
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
-from convc.algorithm import Algorithm, algorithms
+from convc.algorithm import Algorithm
 from convc.lower.objects import toolchain
 from convc.plan.plan import Packing
 from convc.plan.text import kernel_text
@@ -19,10 +19,11 @@ def packed_shape(packing: Packing) -> tuple[int, ...]:
     choice, problem = packing.choice, packing.problem
     if choice is None or problem is None:
         return packing.layout.physical(packing.weight.shape)
-    key = hashlib.sha256("\0".join(("packed shape", kernel_text(packing), toolchain())).encode()).hexdigest()
+    parts = "packed shape", choice.kind, kernel_text(packing), toolchain()
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     if stored := cache.get(key):
         return tuple(extent for (extent,) in struct.iter_unpack("<q", stored))
-    shape = _shape_of(algorithms()[choice.algorithm], packing, problem)
+    shape = _shape_of(choice.entry, packing, problem)
     cache.put(key, struct.pack(f"<{len(shape)}q", *shape))
     return shape
 

@@ -145,14 +145,14 @@ def packed_bytes(packing: Packing) -> int:
 def choice_bytes(problem: Problem, choice: Choice) -> int:
     """Bytes of a problem's weights as `choice` packs them, without the rounding up to 64."""
     config, item = tuple(sorted(choice.config.items())), np.dtype(problem.dtype).itemsize
-    return _algorithm_elements(problem.weights, problem.dtype, problem, choice.algorithm, config) * item
+    return _algorithm_elements(problem.weights, problem.dtype, problem, choice.algorithm, choice.kind, config) * item
 
 
 @lru_cache(maxsize=1 << 14)
 def _algorithm_elements(
-    shape: tuple[int, ...], dtype: str, problem: Problem, algorithm: str, config: tuple[tuple[str, int], ...]
+    shape: tuple[int, ...], dtype: str, problem: Problem, algorithm: str, kind: str, config: tuple[tuple[str, int], ...]
 ) -> int:
     from convc.lower.packed import packed_shape  # of a later step: `pack` is TVM's to evaluate
 
     weight = Const(np.broadcast_to(np.zeros((), dtype), shape))
-    return math.prod(packed_shape(Packing(weight, problem, Choice(algorithm, dict(config)))))
+    return math.prod(packed_shape(Packing(weight, problem, Choice(algorithm, dict(config), kind))))

@@ -88,7 +88,7 @@ def offers(
     problem's records.
     """
     taken = {
-        name: a for name, a in algorithms().items()
+        name: a for name, a in algorithms(target.kind).items()
         if refusal(a, problem, target) is None and (finite or not a.mixes)
     }  # fmt: skip
 
@@ -121,20 +121,20 @@ def bound_of(problem: Problem, choice: Choice) -> float | None:
     """The relative error that the algorithm promises to keep (Algorithm.error as a fraction); None for types that do
     not round."""
     rounding = ROUNDING.get(problem.dtype)
-    return None if rounding is None else algorithms()[choice.algorithm].error(problem, choice.config) * rounding
+    return None if rounding is None else choice.entry.error(problem, choice.config) * rounding
 
 
 def explain_problem(problem: Problem, target: Target, *, max_rel_err: float = 1.0) -> list[Row]:
     """Every algorithm, those that take the problem first and the fastest of them first."""
     problem = problem.canonical
-    rows = [_row(algorithm, problem, target, max_rel_err) for algorithm in algorithms().values()]
+    rows = [_row(algorithm, problem, target, max_rel_err) for algorithm in algorithms(target.kind).values()]
     return sorted(rows, key=lambda row: (row.us is None, row.us or 0.0, row.algorithm))
 
 
 def refusal(algorithm: Algorithm, problem: Problem, target: Target) -> str | None:
     """Why `algorithm` is no candidate, or None."""
-    if target.kind not in algorithm.schedule:
-        return f"it has no schedule for {target.kind}"
+    if target.kind != algorithm.kind:
+        return f"it is for {algorithm.kind} targets"
     return algorithm.refuses(problem, target)
 
 
@@ -156,7 +156,7 @@ def _by_layout(
     for config in algorithm.space(problem, target):
         if not within(algorithm, problem, config, max_rel_err):
             continue
-        choice, seconds = Choice(algorithm.name, config), algorithm.cost(problem, target, config)
+        choice, seconds = algorithm.choice(config), algorithm.cost(problem, target, config)
         key = (config["xb"], config["yb"], size(problem, choice))
         if key not in best or seconds < best[key][0]:
             best[key] = (seconds, choice)

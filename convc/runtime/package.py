@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from convc import __version__
-from convc.algorithm import algorithms
 from convc.ir import Array, Const, Graph, Node, TensorType
 from convc.plan.offers import Measured, bound_of
 from convc.plan.plan import Call, Kernel, Packing, Plan
@@ -184,7 +183,7 @@ def _layer(call: Call, symbol: str, records: Behind) -> dict[str, Any]:
     group, choice, problem = kernel.group, kernel.choice, kernel.group.problem
     *_, result = slots = _slots(call)
     known = records(kernel) if choice else None
-    error = algorithms()[choice.algorithm].error(problem, choice.config) if choice and problem else None
+    error = choice.entry.error(problem, choice.config) if choice and problem else None
     return {
         "symbol": symbol,
         "ops": [type(node).__name__ for node in group.nodes],

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from convc.algorithm import Choice, Config, algorithms
+from convc.algorithm import Choice, Config
 from convc.errors import UntunedError
 from convc.plan.epilogue import epilogue_of
 from convc.plan.offers import Measured, refusal
@@ -103,7 +103,7 @@ class Lookup:
 
     def _adapted(self, problem: Problem, other: Problem, record: Record, *, exact: bool) -> Measured | None:
         """The record's config, or the nearest one of the problem's space, with its time by the model's scale."""
-        algorithm = algorithms()[record.algorithm]
+        algorithm = record.chosen.entry
         if refusal(algorithm, problem, self.target):
             return None
         blocks = _blocks(problem, record)
@@ -113,13 +113,13 @@ class Lookup:
         wanted, seconds = dict(record.config) | {"xb": blocks[0], "yb": blocks[1]}, record.us * 1e-6 * record.threads
         if exact:
             known = any(dict(c) == wanted for c in space)  # else the space has changed since
-            return Measured(Choice(record.algorithm, wanted), seconds, "tuned", record.error) if known else None
+            return Measured(algorithm.choice(wanted), seconds, "tuned", record.error) if known else None
         costs = [algorithm.cost(problem, self.target, c) for c in space]
         least = min(costs)
         far = [_unlike(c, wanted) + COSTLY * math.log2(cost / least) for c, cost in zip(space, costs, strict=True)]
         best = far.index(min(far))
         was = algorithm.cost(other, replace(self.target, threads=record.threads), record.config)
-        return Measured(Choice(record.algorithm, space[best]), seconds * costs[best] / was, "transferred")
+        return Measured(algorithm.choice(space[best]), seconds * costs[best] / was, "transferred")
 
 
 def lookup_for(target: Target, folder: Path | None = None) -> Lookup:

@@ -31,7 +31,7 @@ from convc.errors import BadInputError, UsageError
 from convc.tune.fingerprint import fingerprint
 
 if TYPE_CHECKING:
-    from convc.algorithm import Algorithm
+    from convc.algorithm import Algorithm, Choice
     from convc.target import Target
 
 STATUSES = ("ok", "wrong", "crash", "timeout", "build", "memory", "noisy")
@@ -131,6 +131,18 @@ class Record:
     def choice(self) -> str:
         """Algorithm and config as text."""
         return f"{self.algorithm}({','.join(f'{k}={v}' for k, v in self.config.items())})"
+
+    @property
+    def kind(self) -> str:
+        """Of the target."""
+        return self.target.partition("/")[0]
+
+    @property
+    def chosen(self) -> Choice:
+        """Algorithm and config as `select` knows them."""
+        from convc.algorithm import Choice
+
+        return Choice(self.algorithm, self.config, self.kind)
 
     @property
     def line(self) -> str:
@@ -304,7 +316,7 @@ def stale(record: Record) -> str | None:
     """Why the record does not speak of the installed code, or None."""
     from convc.algorithm import algorithms
 
-    algorithm = algorithms().get(record.algorithm)
+    algorithm = algorithms(record.kind).get(record.algorithm)
     if algorithm is None:
         return f"algorithm {record.algorithm} is not installed"
     installed = schedule_hash(algorithm)
@@ -316,7 +328,6 @@ def stale(record: Record) -> str | None:
 def unfit(record: Record, target: Target) -> str | None:
     """Why the record's config must not be used on `target`, or None. Whoever applies a record asks this first: a log
     is a file that anyone may have written, and only configs that the algorithm itself offers are known to be right."""
-    from convc.algorithm import algorithms
     from convc.plan.offers import refusal
     from convc.problem import Problem
 
@@ -326,7 +337,7 @@ def unfit(record: Record, target: Target) -> str | None:
         return f"it is of {record.target} with {record.threads} threads"
     if reason := stale(record):
         return reason
-    algorithm, problem = algorithms()[record.algorithm], Problem.parse(record.problem)
+    algorithm, problem = record.chosen.entry, Problem.parse(record.problem)
     if reason := refusal(algorithm, problem, target):
         return reason
     if all(dict(config) != record.config for config in algorithm.space(problem, target)):
@@ -336,4 +347,5 @@ def unfit(record: Record, target: Target) -> str | None:
 
 def schedule_hash(algorithm: Algorithm) -> str:
     """The fingerprint of what makes the algorithm's code: 12 hex digits."""
-    return fingerprint([algorithm.pack, algorithm.define, *algorithm.schedule.values(), *algorithm.arrange.values()])
+    arranged = [] if algorithm.arrange is None else [algorithm.arrange]
+    return fingerprint([algorithm.pack, algorithm.define, algorithm.schedule, *arranged])

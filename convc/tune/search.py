@@ -44,10 +44,10 @@ class Task:
         """Every config of the library's algorithms between these layouts."""
         found: list[Choice] = []
         problem = self.workload.problem
-        for algorithm in algorithms().values():
+        for algorithm in algorithms(target.kind).values():
             if refusal(algorithm, problem, target) is None:
                 configs = [c for c in algorithm.space(problem, target) if (c["xb"], c["yb"]) == self.blocks]
-                found += [Choice(algorithm.name, c) for c in configs if within(algorithm, problem, c, MAX_REL_ERR)]
+                found += [algorithm.choice(c) for c in configs if within(algorithm, problem, c, MAX_REL_ERR)]
         return found
 
 

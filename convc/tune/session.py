@@ -206,7 +206,7 @@ class Session:
             self.refused += record.status != "ok"
 
     def _take(self, entry: Entry, record: Record) -> None:
-        choice = Choice(record.algorithm, record.config)
+        choice = record.chosen
         if str(choice) not in entry.search.choices:
             return  # of a space that was another
         if record.status == "ok" and record.reason:
@@ -241,7 +241,7 @@ class Session:
 
     def _race(self, entry: Entry, standing: Record, rivals: Sequence[Record]) -> None:
         racers = [standing, *rivals]
-        candidates = [Candidate(entry.task.workload, Choice(r.algorithm, r.config)) for r in racers]
+        candidates = [Candidate(entry.task.workload, r.chosen) for r in racers]
         if missing := [c for c in candidates if str(c) not in self.trials.compiled]:
             self.trials.build(missing)  # measured in an earlier session
         try:

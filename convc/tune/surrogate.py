@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from convc.algorithm import Choice, algorithms
+from convc.algorithm import Choice
 from convc.ir import Array
 from convc.problem import Problem
 from convc.target import Target
@@ -48,7 +48,7 @@ class Surrogate:
 
     def modelled(self, problem: Problem, choice: Choice) -> float:
         """us of wall time by the analytic model."""
-        cost = algorithms()[choice.algorithm].cost(problem, self.target, choice.config)
+        cost = choice.entry.cost(problem, self.target, choice.config)
         return cost / self.target.threads * 1e6
 
     def predict(self, problem: Problem, choices: Sequence[Choice]) -> tuple[Array, Array]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from convc.algorithm import algorithms
 from convc.errors import ConvcError
 from convc.target import Target
 from convc.tune.build import Builders, Candidate, Compiled, Refused
@@ -87,7 +86,7 @@ class Trials:
         """Candidates that are right, between the same layouts, timed in turns. Raises Ended or Failed."""
         if self._load([self.compiled[str(c)] for c in candidates]):
             raise Failed("the library of the race cannot be loaded")
-        bounds = [algorithms()[c.choice.algorithm].error(c.workload.problem, c.choice.config) for c in candidates]
+        bounds = [c.choice.entry.error(c.workload.problem, c.choice.config) for c in candidates]
         loosest = candidates[bounds.index(max(bounds))]
         data = loosest.workload.data(loosest.choice, exact=False)
         seconds = RACE_SECONDS * len(candidates)
@@ -111,7 +110,7 @@ class Trials:
         try:
             worst = self._check(number, normal)
             timed = self._timed(number, normal)
-            if algorithms()[candidate.choice.algorithm].grain(candidate.workload.problem, candidate.choice.config):
+            if candidate.choice.entry.grain(candidate.workload.problem, candidate.choice.config):
                 self._check(number, candidate.workload.data(candidate.choice, exact=True))
         except Ended as error:
             return self._refused(candidate, error.status, error.reason)
@@ -165,7 +164,7 @@ class Trials:
         return Record(
             problem=str(candidate.workload.problem), epilogue=candidate.workload.epilogue, target=self.target.label,
             threads=self.target.threads, algorithm=choice.algorithm, config=choice.config,
-            schedule=schedule_hash(algorithms()[choice.algorithm]), status=status, us=None, us_warm=None, spread=None,
+            schedule=schedule_hash(choice.entry), status=status, us=None, us_warm=None, spread=None,
             peak=None, error=None, workspace=0, reason=reason, tvm=package_version("apache-tvm") or "unknown",
             device=self.device.name, date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )  # fmt: skip

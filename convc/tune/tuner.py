@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from convc.algorithm import Choice, algorithms
+from convc.algorithm import algorithms
 from convc.errors import TuneError
 from convc.plan.offers import Measured, Records, refusal
 from convc.plan.plan import Plan
@@ -129,7 +129,7 @@ class Tuner:
         """What this session has measured of a problem, for the plan; else what records say."""
         entries = [e for e in self.session.entries.values() if e.task.workload == Workload(problem, epilogue)]
         found = [
-            Measured(Choice(r.algorithm, r.config), (r.us or 0.0) * 1e-6 * self.target.threads, error=r.error)
+            Measured(r.chosen, (r.us or 0.0) * 1e-6 * self.target.threads, error=r.error)
             for e in entries
             if (r := e.standing)
         ]
@@ -221,7 +221,7 @@ def problems(workloads: Sequence[Workload], target: Target) -> Source:
 def tasks_of_problem(workload: Workload, target: Target) -> list[Task]:
     """Every pair of layouts that an algorithm other than the last resort has for it."""
     pairs: dict[tuple[int, int], None] = {}
-    for algorithm in algorithms().values():
+    for algorithm in algorithms(target.kind).values():
         if algorithm.name != "fallback" and refusal(algorithm, workload.problem, target) is None:
             pairs.update(dict.fromkeys((c["xb"], c["yb"]) for c in algorithm.space(workload.problem, target)))
     return [Task(workload, pair) for pair in pairs]

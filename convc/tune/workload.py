@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from convc.algorithm import Choice, algorithms
+from convc.algorithm import Choice
 from convc.errors import UsageError
 from convc.ir import Array, Binary, Const, Input, Node, TensorType, Unary
 from convc.layout import PLAIN, Layout
@@ -88,7 +88,7 @@ class Workload:
         """Whole numbers, of which every sum is exact (`exact`; only where the algorithm has a grain), or normal ones
         with the algorithm's own bound. Lanes of padding are no numbers: in a network they hold whatever the kernel
         before has left there."""
-        algorithm = algorithms()[choice.algorithm]
+        algorithm = choice.entry
         values = _values(self, algorithm.grain(self.problem, choice.config) if exact else None)
         layouts, result = self.layouts(choice)
         reads = tuple(laid_out(v, layout, padding=math.nan) for v, layout in zip(values.reads, layouts, strict=True))
