@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from convc.ir import Array, Binary, Const, Input, TensorType, Unary
+from convc.launch import Launch, Usage
 from convc.layout import PLAIN, Layout
 from convc.plan.plan import Call, Group, Kernel, Packing, Plan, Slot
 from convc.runtime.artifact import Artifact
@@ -90,6 +91,8 @@ class Objects:
     objects: tuple[bytes, ...]
     symbols: Mapping[Kernel | Packing, str]
     scratch: Mapping[str, int]
+    launches: Mapping[str, tuple[Launch, ...]] = field(default_factory=dict)
+    usage: Mapping[str, Mapping[str, tuple[Usage, ...]]] = field(default_factory=dict)
 
 
 @cache

@@ -31,7 +31,7 @@ from convc.errors import (
 )
 from convc.ir import Const
 from convc.runtime import artifact as artifact_file
-from convc.runtime import container, features, glue, link, loader, package
+from convc.runtime import container, features, glue, host, link, loader, package
 from convc.runtime.artifact import GOLDEN, HEADER, LIBRARY, MANIFEST, WEIGHTS, Artifact
 from convc.runtime.loader import load
 from convc.runtime.memory import address
@@ -113,7 +113,7 @@ def test_weights_are_read_where_they_lie() -> None:
     artifact = handmade.artifact()
     data = np.frombuffer(artifact.weights, np.uint8)
     assert address(data) % 64 == 0 and not data.flags.writeable
-    assert np.shares_memory(load(artifact)._weights, data)
+    assert np.shares_memory(load(artifact).side.weights, data)
 
 
 def test_golden_holds_without_pickle() -> None:
@@ -134,7 +134,7 @@ def never_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("code was mapped")
 
-    monkeypatch.setattr(loader, "Library", refuse)
+    monkeypatch.setattr(host, "Library", refuse)
 
 
 def refused(data: bytes) -> bool:

@@ -85,7 +85,7 @@ def test_two_modules_at_once() -> None:
 
 def test_one_artifact_loaded_twice_shares_nothing() -> None:
     one, two = module(threads=1), module(threads=5)
-    assert one.library.workspace_bytes() < two.library.workspace_bytes()
+    assert one.side.library.workspace_bytes() < two.side.library.workspace_bytes()
 
 
 def tasks() -> int:
@@ -179,7 +179,7 @@ def on_foreign_threads(task: Callable[..., int], arg: int, num: int) -> int:
 
 
 def set_pool(loaded: Module, pool: Any, tag: int) -> None:
-    loaded.library.set_parallel_for(ctypes.cast(pool, ctypes.c_void_p), tag)
+    loaded.side.library.set_parallel_for(ctypes.cast(pool, ctypes.c_void_p), tag)
 
 
 @pytest.mark.parametrize("strategy", [in_reverse, on_foreign_threads])

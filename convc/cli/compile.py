@@ -92,13 +92,14 @@ def _sources(manifest: Any) -> list[str]:
 
 def summary_lines(document: dict[str, Any]) -> list[str]:
     memory = document["memory"]
+    scratch, each = (memory["scratch"], "") if "scratch" in memory else (memory["scratch_per_thread"], " a thread")
     chosen = ", ".join(f"{name} {count}" for name, count in document["algorithms"].items()) or "none"
     return [
         f"kernels     {document['kernels']}, called {document['calls']} times a run",
         f"algorithms  {chosen}",
         "choices     " + ", ".join(f"{name} {count}" for name, count in document["records"].items()),
         f"memory      weights {bytes_text(memory['weights'])}, packed {bytes_text(memory['packed'])}, "
-        f"arena {bytes_text(memory['arena'])}, and {bytes_text(memory['scratch_per_thread'])} a thread",
+        f"arena {bytes_text(memory['arena'])}, and {bytes_text(scratch)}{each}",
     ]
 
 

@@ -31,8 +31,8 @@ class Row:
 class Profile:
     """`total` is the sum of the calls in us, `whole` a run at once; `relayout` and `generic` are shares of the sum.
 
-    `stepping` is what each call took longer than within a whole run, in us: coming from Python costs a microsecond or
-    two. It is taken off every call.
+    `stepping` is what each call took longer than within a whole run, in us: coming from Python, and on a GPU a
+    mark in the stream, costs a microsecond or two. It is taken off every call.
     """
 
     rows: tuple[Row, ...]
@@ -53,17 +53,15 @@ def profile(
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> Profile:  # fmt: skip
     """Steps through all calls and runs the whole, in turns, as often as fits some seconds or `rounds` says."""
-    layers = bound.module.layers
+    layers = bound.layers
     start = time.perf_counter()
-    step(bound)
-    bound.run()
+    bound.steps_us()
+    bound.run_us()
     count = rounds or rounds_within((time.perf_counter() - start) * 10 / SECONDS)
     steps, wholes = [], []
     for done in range(count):
-        steps.append(step(bound))
-        begin = time.perf_counter_ns()
-        bound.run()
-        wholes.append((time.perf_counter_ns() - begin) / 1000)
+        steps.append(bound.steps_us())
+        wholes.append(bound.run_us())
         told(done + 1, count)
     timings, whole = [timing_of(us) for us in zip(*steps, strict=True)], timing_of(wholes)
     stepping = _stepping(timings, whole)
@@ -79,16 +77,6 @@ def profile(
         relayout=sum(row.share for row in rows if is_relayout(row.layer)),
         generic=sum(row.share for row in rows if is_generic(row.layer)),
     )
-
-
-def step(bound: Bound) -> list[float]:
-    """us of each call of one run."""
-    found = []
-    for index in range(len(bound.module.layers)):
-        start = time.perf_counter_ns()
-        bound.call(index)
-        found.append((time.perf_counter_ns() - start) / 1000)
-    return found
 
 
 def _stepping(calls: Sequence[Timing], whole: Timing) -> float:

@@ -1,4 +1,7 @@
-"""The artifact: one file with the compiled library, its header, the weights, a self-test, and what was done."""
+"""The artifact: one file with the compiled code, the weights, a self-test, and what was done.
+
+For a CPU the code is a library with its header, for GPUs a fat binary for each function.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ from convc.ir import TensorType
 from convc.layout import Layout
 from convc.runtime import container
 from convc.runtime.container import Bytes
-from convc.runtime.features import check_machine
+from convc.runtime.features import GPU_MACHINE, check_target
+from convc.runtime.program import Program, program_of
 
 SCHEMA = 2
 MANIFEST, LIBRARY, HEADER = "manifest.json", "lib/model.so", "include/model.h"
@@ -93,6 +97,16 @@ class Artifact:
     def name(self) -> str:
         """The prefix of the library's functions."""
         return str(self.manifest["name"])
+
+    @property
+    def kind(self) -> str:
+        """Of its target: cpu or cuda."""
+        return "cuda" if self.manifest["target"]["machine"] == GPU_MACHINE else "cpu"
+
+    @cached_property
+    def program(self) -> Program:
+        """What a GPU executes; only of artifacts for GPUs."""
+        return program_of(self.manifest)
 
     @cached_property
     def inputs(self) -> tuple[Port, ...]:
@@ -167,10 +181,9 @@ class Artifact:
         text = json.dumps(full, indent=1, ensure_ascii=True, allow_nan=False).encode()
         return cls({MANIFEST: text, **entries})
 
-    def check_machine(self) -> None:
-        """Raise TargetMismatchError unless its code runs on this machine."""
-        target = self.manifest["target"]
-        check_machine(target["label"], target["machine"], target["features"])
+    def check_machine(self) -> str | None:
+        """Raise TargetMismatchError unless its code runs on this machine. The name of the GPU that runs it, if any."""
+        return check_target(self.manifest["target"])
 
 
 def write_atomically(path: Path, *parts: Bytes) -> None:
@@ -218,6 +231,19 @@ def _read_all(artifact: Artifact) -> None:
     offset = artifact.manifest["weights"]["offset"]
     if not isinstance(offset, int) or not 8 <= offset <= entries[WEIGHTS]["bytes"]:
         raise ValueError(f"the offset of the weights, {offset}")
+    if artifact.kind == "cuda":
+        _check_memory(artifact, entries[WEIGHTS]["bytes"] - offset)
+
+
+def _check_memory(artifact: Artifact, weights: int) -> None:
+    """Of a GPU artifact, whose calls nothing checks later."""
+    program = artifact.program
+    if program.weights > weights:
+        raise ValueError(f"the bytes of the weights, {program.weights} of {weights}")
+    for layer in artifact.layers:
+        size = math.prod(layer.layout.physical(layer.type.shape)) * np.dtype(layer.type.dtype).itemsize
+        if layer.space == "arena" and layer.at + size > program.arena:
+            raise ValueError(f"the place of the result of call {layer.index}")
 
 
 def _check_entries(artifact: Artifact, path: str) -> None:
@@ -229,7 +255,8 @@ def _check_entries(artifact: Artifact, path: str) -> None:
         _safe(name, path)
         if table[name] != {"bytes": len(artifact.entries[name]), "sha256": _sha256(artifact.entries[name])}:
             raise BadArtifactError(f"'{path}' is damaged: '{name}' has not the hash in the manifest; build it again")
-    if missing := {LIBRARY, HEADER, WEIGHTS}.difference(names):
+    code = artifact.program.entries if artifact.kind == "cuda" else (LIBRARY, HEADER)
+    if missing := {WEIGHTS, *code}.difference(names):
         raise BadArtifactError(f"'{path}' lacks {', '.join(sorted(missing))}; build it again")
 
 

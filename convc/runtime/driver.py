@@ -113,11 +113,21 @@ class Driver:
         self._enter("cuModuleUnload", module)
 
     def function(self, module: Any, name: str, shared: int) -> Any:
-        """The kernel of that name, ready for `shared` bytes of dynamic shared memory."""
+        """The kernel of that name, ready for `shared` bytes of dynamic shared memory.
+
+        Raises TargetMismatchError where the GPU has not as many for a thread block: code runs on GPUs that have less
+        than the one that it was made for.
+        """
         found = self._enter("cuModuleGetFunction", module, name.encode())
         if shared > PLAIN_SHARED:
             attribute = self._cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._enter("cuFuncSetAttribute", found, attribute, shared)
+            try:
+                self._enter("cuFuncSetAttribute", found, attribute, shared)
+            except ConvcError as error:
+                raise TargetMismatchError(
+                    f"a thread block of kernel {name} needs {shared} bytes of shared memory, which this GPU, "
+                    f"{self.name}, does not grant ({error})"
+                ) from error
         return found
 
     def launch(

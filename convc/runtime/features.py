@@ -1,11 +1,16 @@
-"""Which instruction sets an artifact needs, in the words of /proc/cpuinfo, and whether this machine has them."""
+"""Which instruction sets an artifact needs, in the words of /proc/cpuinfo, or which GPUs; and whether they are here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from convc.errors import TargetMismatchError
-from convc.target import Target, host_features, host_machine
+from convc.errors import ConvcError, TargetMismatchError
+from convc.gpu import capability
+from convc.target import GpuTarget, Target, host_features, host_machine
+
+if TYPE_CHECKING:
+    from convc.runtime.driver import Driver
 
 # LLVM's name -> the kernel's. Only what LLVM uses on its own for arithmetic: a hypervisor that hides, say, the random
 # number instructions must not keep an artifact from loading.
@@ -25,13 +30,31 @@ CPUINFO = {
 MACHINES = {"arm64": "aarch64", "amd64": "x86_64"}
 
 
+GPU_MACHINE = "cuda"
+
+
 def machine_of(target: Target) -> str:
-    """x86_64, aarch64, ...: what `uname -m` says where the target's code runs."""
-    return target.triple.partition("-")[0]
+    """x86_64, aarch64, ...: what `uname -m` says where the target's code runs; cuda for GPUs, whatever they sit in."""
+    return GPU_MACHINE if target.kind == "cuda" else target.triple.partition("-")[0]
 
 
 def required_features(target: Target) -> tuple[str, ...]:
     return tuple(sorted({CPUINFO[f] for f in target.features if f in CPUINFO}))
+
+
+def target_row(target: Target) -> dict[str, Any]:
+    """The target as the manifest has it."""
+    gpu = {"archs": list(target.archs), "ptx": target.ptx} if isinstance(target, GpuTarget) else {}
+    features = list(required_features(target))
+    return {"label": target.label, "text": str(target), "machine": machine_of(target), "features": features, **gpu}
+
+
+def check_target(row: Mapping[str, Any]) -> str | None:
+    """Raise TargetMismatchError unless code for a target, as the manifest has it, runs here. The name of the GPU."""
+    if row["machine"] == GPU_MACHINE:
+        return open_gpu(row).name
+    check_machine(row["label"], row["machine"], row["features"])
+    return None
 
 
 def check_machine(built_for: str, machine: str, features: Iterable[str]) -> None:
@@ -45,10 +68,61 @@ def check_machine(built_for: str, machine: str, features: Iterable[str]) -> None
         raise _mismatch(built_for, f"a CPU with {' '.join(missing)}", f"this one has no {_and(missing)}")
 
 
+def open_gpu(row: Mapping[str, Any], ordinal: int = 0) -> Driver:
+    """The GPU of that number, if code for the target runs on it.
+
+    Raises TargetMismatchError where it does not or where there is none.
+    """
+    from convc.runtime import driver
+
+    archs, ptx = row["archs"], row["ptx"]
+    try:
+        found = driver.Driver.open(ordinal)
+    except TargetMismatchError as error:
+        advice = "Run it on a machine with such a GPU, or compile it with `--target native` for this machine's CPU"
+        raise gpu_mismatch(row, str(error), advice) from error
+    if not runs_on(archs, ptx, found.capability):
+        major, minor = found.capability
+        advice = f"Compile it with `--target cuda/sm_{major}{minor}`, or with +ptx for GPUs later than all it names"
+        raise gpu_mismatch(row, f"this one, {found.name}, has {major}.{minor}", advice)
+    return found
+
+
+def runs_on(archs: Sequence[str], ptx: bool, found: tuple[int, int]) -> bool:
+    """Whether a GPU of capability `found` (major, minor) runs code for `archs`, by CUDA's rules.
+
+    Code runs on the same major version from its own minor one on; that for sm_90a on 9.0 only. PTX, of the last, is
+    translated for that and every later one, unless it is for sm_90a too.
+    """
+    later = ptx and not archs[-1].endswith("a") and found >= capability(archs[-1])
+    return later or any(_covers(arch, found) for arch in archs)
+
+
+def _covers(arch: str, found: tuple[int, int]) -> bool:
+    major, minor = capability(arch)
+    return found == (major, minor) if arch.endswith("a") else found[0] == major and found[1] >= minor
+
+
+def gpu_mismatch(row: Mapping[str, Any], found: str, advice: str) -> TargetMismatchError:
+    """What the artifact was built for, what there is instead, and what to do."""
+    needs = _and([_span(arch) for arch in row["archs"]])
+    later = " or later" if row["ptx"] else ""
+    return TargetMismatchError(
+        f"the artifact was built for {row['label']} and needs a GPU of compute capability {needs}{later}; "
+        f"{found}. {advice}"
+    )
+
+
+def _span(arch: str) -> str:
+    """The capabilities that run code for it."""
+    major, minor = capability(arch)
+    return f"{major}.{minor}" + ("" if arch.endswith("a") or minor == 9 else f" to {major}.9")
+
+
 def runs_here(target: Target) -> bool:
     try:
-        check_machine(target.label, machine_of(target), required_features(target))
-    except TargetMismatchError:
+        check_target(target_row(target))
+    except ConvcError:  # a GPU may also lack what is needed to ask
         return False
     return True
 

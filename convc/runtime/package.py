@@ -1,4 +1,4 @@
-"""A placed plan and its objects to an artifact: glue, link, weights, manifest, and a run for the self-test."""
+"""A placed plan and its objects to an artifact: its code, weights, manifest, and a run for the self-test."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,15 +16,17 @@ import numpy as np
 
 from convc import __version__
 from convc.ir import Array, Const, Graph, Node, TensorType
+from convc.launch import Launch, Usage
 from convc.plan.offers import Measured, bound_of
 from convc.plan.plan import Call, Kernel, Packing, Plan
 from convc.runtime import container
 from convc.runtime.artifact import GOLDEN, HEADER, LIBRARY, MANIFEST, WEIGHTS, Artifact
 from convc.runtime.container import Bytes
-from convc.runtime.features import machine_of, required_features, runs_here
+from convc.runtime.features import runs_here, target_row
 from convc.runtime.glue import Glue, glue, scratch_bytes
 from convc.runtime.link import link
 from convc.runtime.loader import load
+from convc.runtime.program import aligned, entry_of, rows_of
 from convc.runtime.weights import safetensors
 from convc.target import Target
 
@@ -34,7 +37,11 @@ Behind = Callable[[Kernel], Measured | None]
 
 
 class Compiled(Protocol):
-    """What `build` returns: objects, the symbol of each kernel, bytes of temporaries one thread takes per symbol."""
+    """What `build` returns: objects, the symbol of each kernel, bytes of temporaries one thread takes per symbol.
+
+    For GPUs an object is the fat binary of a function, in the order of `launches`, which has what that launches; the
+    temporaries are those of the whole function. `usage` is by symbol, then by kernel. For CPUs both are empty.
+    """
 
     @property
     def objects(self) -> tuple[bytes, ...]: ...
@@ -42,6 +49,10 @@ class Compiled(Protocol):
     def symbols(self) -> Mapping[Kernel | Packing, str]: ...
     @property
     def scratch(self) -> Mapping[str, int]: ...
+    @property
+    def launches(self) -> Mapping[str, tuple[Launch, ...]]: ...
+    @property
+    def usage(self) -> Mapping[str, Mapping[str, tuple[Usage, ...]]]: ...
 
 
 def package(
@@ -59,12 +70,11 @@ def package(
         weights, offset = safetensors(plan)
         digest = hashlib.sha256(weights)
         source = reading.result()
-    sources = _glue(built, plan, target, name, f"model {source[:16]}", digest.digest(), offset)
-    library = link(built.objects, sources, target)
     manifest = _manifest(built, plan, target, records) | {"weights": {"offset": offset}}
     manifest |= {"name": name, "model": {"sha256": source}, "options": dict(options or {})}
-    entries: dict[str, Bytes] = {LIBRARY: library, HEADER: sources.header.encode(), WEIGHTS: weights}
-    here = runs_here(target)
+    made = _Made(built, plan, target, name, f"model {source[:16]}", digest.digest(), offset)
+    entries = FORMS[target.kind](made) | {WEIGHTS: weights}
+    here = target.kind == "cpu" and runs_here(target)  # a GPU that happens to be here must not change the bytes
     inputs = golden_inputs(plan)
     manifest["golden"] = {"seed": SEED, "source": "run" if here else "reference"}
     outputs = _run(manifest, entries, inputs) if here else _reference(plan, inputs)
@@ -78,17 +88,43 @@ def _digest_of(model: bytes | str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _glue(
-    built: Compiled, plan: Plan, target: Target, name: str, source: str, weights: bytes, offset: int
-) -> Glue:
-    """The C sources; `weights` is the digest of their file."""
-    digest = hashlib.sha256(source.encode())
-    for part in (weights, *(hashlib.sha256(content).digest() for content in built.objects)):
+@dataclass(frozen=True)
+class _Made:
+    """All that the code of an artifact is made of; `weights` is the digest of their file, `offset` where they start."""
+
+    built: Compiled
+    plan: Plan
+    target: Target
+    name: str
+    source: str
+    weights: bytes
+    offset: int
+
+
+def _library(made: _Made) -> dict[str, Bytes]:
+    sources = _glue(made)
+    return {LIBRARY: link(made.built.objects, sources, made.target), HEADER: sources.header.encode()}
+
+
+def _fat_binaries(made: _Made) -> dict[str, Bytes]:
+    rows = zip(made.built.launches, made.built.objects, strict=True)
+    return {entry_of(symbol): content for symbol, content in rows}
+
+
+FORMS: Mapping[str, Callable[[_Made], dict[str, Bytes]]] = {"cpu": _library, "cuda": _fat_binaries}
+"""By kind of target, the entries that hold the code."""
+
+
+def _glue(made: _Made) -> Glue:
+    """The C sources."""
+    digest = hashlib.sha256(made.source.encode())
+    for part in (made.weights, *(hashlib.sha256(content).digest() for content in made.built.objects)):
         digest.update(part)
     return glue(
-        plan, built.symbols, scratch=built.scratch, name=name, version=f"convc {__version__}, {target.label}, {source}",
-        model_id=int.from_bytes(digest.digest()[:8], "little"), weights_offset=offset,
-    )
+        made.plan, made.built.symbols, scratch=made.built.scratch, name=made.name,
+        version=f"convc {__version__}, {made.target.label}, {made.source}",
+        model_id=int.from_bytes(digest.digest()[:8], "little"), weights_offset=made.offset,
+    )  # fmt: skip
 
 
 def _versions() -> dict[str, str]:
@@ -144,21 +180,26 @@ def _reference(plan: Plan, inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _manifest(built: Compiled, plan: Plan, target: Target, records: Behind) -> dict[str, Any]:
+    code = {"kernels": rows_of(built.scratch, built.launches, built.usage)} if target.kind == "cuda" else {}
     return {
         "versions": _versions(),
-        "target": {
-            "label": target.label, "text": str(target), "machine": machine_of(target),
-            "features": required_features(target),
-        },
+        "target": target_row(target),
         "inputs": [{"name": node.label, **_type(node)} for node in plan.inputs],
         "outputs": [{"name": label, **_type(node)} for label, node in plan.outputs],
         "memory": {
             "weights": plan.weight_bytes, "packed": plan.packed_bytes, "arena": plan.arena_bytes,
-            "scratch_per_thread": scratch_bytes(plan.run, built.symbols, built.scratch),
+            **_scratch(built, plan, target),
         },
+        **code,
         "init": [_packing(call, built.symbols[call.kernel]) for call in plan.init],
         "calls": [_layer(call, built.symbols[call.kernel], records) for call in plan.run],
     }
+
+
+def _scratch(built: Compiled, plan: Plan, target: Target) -> dict[str, int]:
+    """Temporaries: each thread of a CPU has its own, a function on a GPU has them once."""
+    most = scratch_bytes(plan.run, built.symbols, built.scratch)
+    return {"scratch": aligned(most)} if target.kind == "cuda" else {"scratch_per_thread": most}
 
 
 def _type(node: Node) -> dict[str, Any]:

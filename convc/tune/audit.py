@@ -68,7 +68,6 @@ def _timed(plans: tuple[Plan, Plan], target: Target) -> tuple[list[float], list[
 
     from convc.lower.objects import build
     from convc.report.machine import pick_cpus, pinned
-    from convc.report.profile import step
     from convc.runtime.loader import load
     from convc.runtime.package import golden_inputs, package
 
@@ -80,7 +79,7 @@ def _timed(plans: tuple[Plan, Plan], target: Target) -> tuple[list[float], list[
         end = time.monotonic() + SECONDS
         for _ in range(ROUNDS):
             for run, times in zip(bound, rounds, strict=True):
-                times.append(step(run))
+                times.append(run.steps_us())
             if time.monotonic() > end:
                 break
     first, second = ([median(us) for us in zip(*times, strict=True)] for times in rounds)
