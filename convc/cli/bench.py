@@ -69,7 +69,8 @@ def command(
 
     On one thread all run in one process, pinned to one CPU; on more each has a process of its own and they take turns.
     In every round each runs once in random order, after one run that is not measured. Times are medians, spreads
-    median absolute deviations; ratios above 1 mean that convc is faster.
+    median absolute deviations; ratios above 1 mean that convc is faster. On a GPU convc's times are the device's own,
+    without the copies from and to the host.
     """
     from convc.peers import check_installed
     from convc.report.gate import baseline_of, gate_error, read_baseline, slowdowns
@@ -82,6 +83,7 @@ def command(
         raise UsageError("--shape applies to models only")
     building = {"target": target, "threads": threads, "shapes": dict(shapes), "max_rel_err": max_rel_err}
     with _task(console, asked, model, threads, building) as (task, artifact):
+        gpu = artifact.check_machine()
         ports = {port.name: port.type for port in artifact.inputs}
         task = replace(task, inputs=inputs_for(ports, path=inputs, seed=seed))
         machine, cpus = this_machine(), pick_cpus(threads)
@@ -91,14 +93,14 @@ def command(
             results = _results(console, task, ("convc", *vs), rounds, sum(layer.flops for layer in artifact.layers))
     document: dict[str, Any] = {
         "subject": _name(asked), "threads": threads, "target": artifact.manifest["target"]["label"],
-        "machine": machine, "cpus": cpus, "results": [_document(result) for result in results],
+        "machine": machine, "cpus": cpus, "gpu": gpu, "results": [_document(result) for result in results],
     }  # fmt: skip
     error = None
     if earlier and baseline:
         slower = slowdowns(earlier, baseline_of(document), tolerance=tol, path=baseline)
         error = gate_error(slower, tolerance=tol, path=baseline)
     count = next(result.timing.rounds for result in results if result.timing)
-    where = f"CPU{'s' if len(cpus) > 1 else ''} {', '.join(map(str, cpus))}"
+    where = f"CPU{'s' if len(cpus) > 1 else ''} {', '.join(map(str, cpus))}" + (f", {gpu}" if gpu else "")
     console.result(
         document,
         _table(results),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +15,10 @@ from convc.cli.console import Console
 from convc.cli.subject import Subject, subject_of
 from convc.cli.verb import verb
 from convc.errors import UsageError
-from convc.report.table import bytes_text, table
+from convc.report.table import Table, bytes_text, table
+
+if TYPE_CHECKING:
+    from convc.runtime.artifact import Artifact
 
 
 @verb(
@@ -62,17 +67,47 @@ def _artifact(console: Console, subject: Subject, extract: Path | None) -> None:
     written = artifact.extract(extract) if extract else ()
     ports = [("input", p.name, p.type) for p in artifact.inputs]
     ports += [("output", p.name, p.type) for p in artifact.outputs]
-    needs = " ".join(manifest["target"]["features"])
+    kernels: list[str | Table] = [_kernels(artifact), ""] if artifact.kind == "cuda" else []
     console.result(
         {"path": subject.path, "kind": "artifact", "manifest": manifest, "extracted": written, **document},
         f"{subject.path}: artifact '{artifact.name}' for {document['target']}, "
         f"made by convc {manifest['versions'].get('convc', 'unknown')}",
         *summary_lines(document),
         f"model       sha256 {manifest['model']['sha256']}",
-        f"needs       {manifest['target']['machine']} with {needs or 'nothing special'}",
+        f"needs       {_needs(manifest['target'])}",
         "",
         table(("", "name", "type"), ports),
         "",
+        *kernels,
         table(("entry", ">size"), [(name, bytes_text(len(data))) for name, data in artifact.entries.items()]),
         *(["", f"{len(written)} files written to {extract}"] if extract else []),
     )
+
+
+def _needs(target: Mapping[str, Any]) -> str:
+    if "archs" in target:
+        return f"a GPU that runs {' or '.join(target['archs'])}" + (", or a later one" if target["ptx"] else "")
+    return f"{target['machine']} with {' '.join(target['features']) or 'nothing special'}"
+
+
+def _kernels(artifact: Artifact) -> Table:
+    """Every launch, and what its kernel takes on each architecture."""
+    program = artifact.program
+    calls = Counter(step.symbol for step in (*program.init, *program.run))
+    rows = []
+    for symbol, function in program.functions.items():
+        for launch in function.launches:
+            grid, block = ("x".join(map(str, extents)) for extents in (launch.grid, launch.block))
+            used = function.usage[launch.kernel]
+            static = max((u.shared for u in used), default=0)
+            rows.append((
+                launch.kernel, calls[symbol], grid, block, bytes_text(launch.shared + static),
+                _each(u.registers for u in used), _each(u.spill_stores + u.spill_loads for u in used),
+            ))  # fmt: skip
+    columns = ("kernel", ">calls", ">grid", ">block", ">shared", ">registers", ">bytes spilled")
+    return table(columns, rows)
+
+
+def _each(figures: Iterable[int]) -> str:
+    """Of every architecture, once where they are the same."""
+    return " ".join(map(str, dict.fromkeys(figures)))

@@ -29,7 +29,8 @@ def command(
 ) -> None:
     """Step through X.convc kernel by kernel and tell the median time of each, how fast it computes and moves data, and
     its fraction of what this machine was measured to do at most. FLOP counts are those of the direct algorithm, so an
-    algorithm that saves multiplications may exceed 100 % of the peak."""
+    algorithm that saves multiplications may exceed 100 % of the peak. On a GPU the times are the device's own, and its
+    peak is not measured."""
     from convc.report.machine import pick_cpus, pinned, this_machine
     from convc.report.peak import peak_or_none
     from convc.report.profile import profile
@@ -37,8 +38,8 @@ def command(
 
     machine, cpus = this_machine(), pick_cpus(threads)
     with pinned(cpus):
-        peak = peak_or_none(threads=threads)
         module = load(artifact, threads=threads)
+        peak = None if module.gpu else peak_or_none(threads=threads)
         types = {port.name: port.type for port in module.inputs}
         bound = module.bind(inputs_for(types, path=inputs, seed=seed))
         with console.progress() as told:
@@ -50,7 +51,8 @@ def command(
     limits = f", peak {peak.gflops:.0f} GFLOP/s, memory {peak.gbytes:.0f} GB/s" if peak else ", peak unknown"
     console.result(
         {
-            "machine": machine, "cpus": cpus, "threads": threads, "peak": peak, "rounds": found.whole.rounds,
+            "machine": machine, "cpus": cpus, "gpu": module.gpu, "threads": threads, "peak": peak,
+            "rounds": found.whole.rounds,
             "total_us": found.total, "whole_us": found.whole.median, "whole_spread_us": found.whole.spread,
             "relayout_share": found.relayout, "generic_share": found.generic, "overhead": found.overhead,
             "stepping_us": found.stepping,
@@ -59,7 +61,7 @@ def command(
         _table(rows),
         "",
         *_footer(found),
-        f"{machine.cpu}, CPUs {', '.join(map(str, cpus))}, threads {threads}{limits}",
+        module.gpu or f"{machine.cpu}, CPUs {', '.join(map(str, cpus))}, threads {threads}{limits}",
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def command(
     if outputs:
         write_arrays(outputs, found)
     rows = [_row(name, value) for name, value in found.items()]
-    document = {"outputs": rows, "written": outputs, "threads": module.threads}
+    document = {"outputs": rows, "written": outputs, "threads": module.threads, "gpu": module.gpu}
     cells = [(r["name"], r["type"], *(_number(r[key]) for key in ("min", "max", "mean")), r["top"]) for r in rows]
     written = [f"written to {outputs}"] if outputs else []
     console.result(document, table(("output", "type", ">min", ">max", ">mean", ">largest at"), cells), *written)
