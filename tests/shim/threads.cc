@@ -1,0 +1,275 @@
+// Threads of a block as coroutines. A thread runs until it waits or ends; the lanes of a warp run one after the other,
+// then what they wait for together is done, until all of them wait at the block's barrier or have ended.
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "run.h"
+
+Thread threads[THREADS];
+int thread_count, current;
+Three block_at, block_extent, grid_extent;
+uint32_t block_number, launch_number;
+uint64_t arguments[256];
+unsigned argument_count;
+bool checking, acting;
+char* stacks;
+uint32_t now, birth, barrier_time, warp_time[THREADS / 32];
+extern "C" {
+Fault cuda_fault;
+}
+
+extern "C" void cuda_switch(void** from, void* to);
+asm(R"(
+.text
+.type cuda_switch, @function
+cuda_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+.size cuda_switch, .-cuda_switch
+)");
+
+namespace {
+
+struct Failed {};
+constexpr size_t GUARD = 4096, STRIDE = STACK + GUARD;
+void* scheduler;
+bool failed;
+int barrier_count;
+void (*kernel)(const uint64_t*);
+
+void to_scheduler() { cuda_switch(&threads[current].stack_pointer, scheduler); }
+
+[[noreturn]] void thread_main() {
+  kernel(arguments);
+  threads[current].state = DONE;
+  to_scheduler();
+  abort();
+}
+
+// The tops of the stacks are staggered: at one distance of a power of two they would all share a few sets of the caches.
+void prepare(int i) {
+  const uintptr_t top = (uintptr_t)stacks + (i + 1) * STRIDE - (size_t(i) * 1088 & 16383);
+  uint64_t* s = (uint64_t*)(top & ~uintptr_t(63));
+  *--s = 0;
+  *--s = (uint64_t)&thread_main;
+  for (int r = 0; r < 6; ++r) *--s = 0;
+  Thread& t = threads[i];
+  t.stack_pointer = s;
+  t.state = READY;
+  t.commits = 0;
+  t.copies.clear();
+}
+
+void resume(int i) {
+  current = i;
+  cuda_switch(&scheduler, threads[i].stack_pointer);
+  if (failed) throw Failed();
+}
+
+const char* doing(const Thread& t) {
+  static char text[2][80];
+  static int turn;
+  char* out = text[turn ^= 1];
+  if (t.state == DONE) return "has ended";
+  snprintf(out, sizeof text[0], t.state == AT_BARRIER ? "waits at the barrier of line %d" : "waits for its warp at line %d",
+           t.line);
+  return out;
+}
+
+[[noreturn]] void diverged(int waits, int other) {
+  current = waits;
+  cuda_fault.line = threads[waits].line;
+  const Thread& t = threads[other];
+  fail("divergence", 0, 0, "it %s, while thread (%u, %u, %u) %s", doing(threads[waits]), t.at.x, t.at.y, t.at.z, doing(t));
+}
+
+// Does what some lanes of the warp wait for together; false where none can go on.
+bool act(int first, int last) {
+  bool any = false;
+  for (int i = first; i < last; ++i) {
+    Thread& t = threads[i];
+    if (t.state != AT_WARP) continue;
+    void* args[32] = {};
+    bool all = true;
+    unsigned present = 0;
+    for (int j = first; j < last; ++j) {
+      if (!(t.mask >> (j - first) & 1)) continue;
+      const Thread& o = threads[j];
+      if (o.state != AT_WARP || o.line != t.line || o.together != t.together || o.mask != t.mask) {
+        all = false;
+        break;
+      }
+      args[j - first] = o.args;
+      present |= 1u << (j - first);
+    }
+    if (!all) continue;
+    current = i;
+    acting = true;
+    t.together(args, present);
+    acting = false;
+    for (int j = first; j < last; ++j)
+      if (present >> (j - first) & 1) threads[j].state = READY;
+    any = true;
+  }
+  return any;
+}
+
+void run_warp(int first, int last) {
+  for (;;) {
+    for (int i = first; i < last; ++i)
+      if (threads[i].state == READY) resume(i);
+    int waits = -1;
+    for (int i = first; i < last && waits < 0; ++i)
+      if (threads[i].state == AT_WARP) waits = i;
+    if (waits < 0) return;
+    if (act(first, last)) continue;
+    const Thread& w = threads[waits];
+    for (int i = first; i < last; ++i) {
+      const Thread& o = threads[i];
+      if (w.mask >> (i - first) & 1 && (o.state != AT_WARP || o.line != w.line || o.together != w.together || o.mask != w.mask))
+        diverged(waits, i);
+    }
+  }
+}
+
+void run_block() {
+  memory_of_block();
+  for (int i = 0; i < thread_count; ++i) prepare(i);
+  for (;;) {
+    for (int first = 0; first < thread_count; first += 32)
+      run_warp(first, first + 32 < thread_count ? first + 32 : thread_count);
+    int waits = -1, other = -1;
+    barrier_count = 0;
+    for (int i = 0; i < thread_count; ++i)
+      if (threads[i].state == AT_BARRIER) {
+        if (waits < 0) waits = i;
+        barrier_count += threads[i].count;
+      }
+    if (waits < 0) return;
+    for (int i = 0; i < thread_count && other < 0; ++i)
+      if (threads[i].state != AT_BARRIER || threads[i].line != threads[waits].line) other = i;
+    if (other >= 0) diverged(waits, other);
+    barrier_time = ++now;
+    for (int i = 0; i < thread_count; ++i) threads[i].state = READY;
+  }
+}
+
+}  // namespace
+
+void fail(const char* kind, uint64_t address, uint64_t pc, const char* format, ...) {
+  cuda_fault.kind = kind;
+  cuda_fault.block = block_at;
+  cuda_fault.thread = threads[current].at;
+  cuda_fault.address = address;
+  cuda_fault.pc = pc;
+  if (!cuda_fault.line && threads[current].state != READY) cuda_fault.line = threads[current].line;
+  va_list list;
+  va_start(list, format);
+  vsnprintf(cuda_fault.text, sizeof cuda_fault.text, format, list);
+  va_end(list);
+  failed = true;
+  if (acting || threads[current].state != READY) throw Failed();
+  to_scheduler();
+  abort();
+}
+
+extern "C" {
+
+Three cuda_thread_index() { return threads[current].at; }
+Three cuda_block_index() { return block_at; }
+Three cuda_block_extent() { return block_extent; }
+Three cuda_grid_extent() { return grid_extent; }
+unsigned cuda_lane() { return current & 31; }
+
+int cuda_barrier(int line, int count) {
+  Thread& t = threads[current];
+  t.state = AT_BARRIER;
+  t.line = line;
+  t.count = count;
+  to_scheduler();
+  return barrier_count;
+}
+
+// Waits at `line` for the lanes of `mask`, which then act together.
+void cuda_together(int line, unsigned mask, Together together, void* args) {
+  Thread& t = threads[current];
+  if (!(mask >> (current & 31) & 1)) {
+    cuda_fault.line = line;
+    fail("divergence", 0, 0, "it takes part at line %d in an operation of a warp whose mask %08x leaves it out", line, mask);
+  }
+  t.state = AT_WARP;
+  t.line = line;
+  t.mask = mask;
+  t.together = together;
+  t.args = args;
+  to_scheduler();
+}
+
+unsigned cuda_active_mask() {
+  const int first = current & ~31;
+  unsigned mask = 0;
+  for (int i = first; i < first + 32 && i < thread_count; ++i)
+    if (threads[i].state != DONE) mask |= 1u << (i - first);
+  return mask;
+}
+
+void cuda_trap(int line) {
+  cuda_fault.line = line;
+  fail("trap", 0, 0, "it executed a trap");
+}
+
+// Runs one launch, blocks in the order of their numbers. 0, or 1 where `cuda_fault` says what went wrong.
+int cuda_launch(void (*call)(const uint64_t*), const uint64_t* args, unsigned count, const unsigned* grid, const unsigned* block,
+                unsigned shared, int checks) {
+  if (!stacks) {
+    stacks = (char*)mmap(nullptr, THREADS * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) abort();
+    for (int i = 0; i < THREADS; ++i) mprotect(stacks + i * STRIDE, GUARD, PROT_NONE);
+  }
+  cuda_fault = Fault();
+  failed = acting = false;
+  kernel = call;
+  argument_count = count;
+  memcpy(arguments, args, count * sizeof *args);
+  checking = checks;
+  grid_extent = {grid[0], grid[1], grid[2]};
+  block_extent = {block[0], block[1], block[2]};
+  current = 0;
+  thread_count = block[0] * block[1] * block[2];
+  for (int i = 0; i < thread_count; ++i)
+    threads[i].at = {i % block[0], i / block[0] % block[1], i / block[0] / block[1]};
+  try {
+    acting = true;
+    memory_of_launch(shared);
+    acting = false;
+    block_number = 0;
+    for (unsigned z = 0; z < grid[2]; ++z)
+      for (unsigned y = 0; y < grid[1]; ++y)
+        for (unsigned x = 0; x < grid[0]; ++x, ++block_number) {
+          block_at = {x, y, z};
+          run_block();
+        }
+  } catch (Failed&) {
+    acting = false;
+    return 1;
+  }
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,308 @@
+"""Does the shim catch every fault that it says it does, and let right code alone?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_shim import Fault, ShimDriver, Three, needs_shim
+
+pytestmark = needs_shim
+
+Array = np.ndarray
+FLOATS = np.arange(128, dtype=np.float32)
+
+BEFORE = """
+#include <cuda_fp16.h>
+__device__ void copy16(void* to, void* from) {
+  unsigned int at = __cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], %2;" :: "r"(at), "l"(from), "n"(16));  // here
+}
+__device__ void commit() { asm volatile("cp.async.commit_group;" ::); }
+template <int N> __device__ void wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+__device__ void ldmatrix(unsigned* r, void* p) {
+  unsigned at = __cvta_generic_to_shared(p);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(at));  // here
+}
+"""
+HEAD = 'extern "C" __global__ void __launch_bounds__(1024) f(float* __restrict__ x, float* __restrict__ y) {'
+
+
+def run(
+    text: str, *arrays: Array, grid: Three = (1, 1, 1), block: Three = (64, 1, 1), shared: int = 0, checked: bool = True
+) -> list[Array]:
+    """What the kernel `f` of a text makes of copies of these arrays, one a parameter."""
+    driver = ShimDriver(checked=checked)
+    function = driver.function(driver.load(text.encode()), "f", shared)
+    pointers = [driver.allocate(array.nbytes) for array in arrays]
+    try:
+        for pointer, array in zip(pointers, arrays, strict=True):
+            driver.copy_in(pointer, np.ascontiguousarray(array))
+        driver.launch(function, grid, block, shared, pointers)
+        found = [np.empty(array.shape, array.dtype) for array in arrays]
+        for pointer, array in zip(pointers, found, strict=True):
+            driver.copy_out(array, pointer)
+        return found
+    finally:
+        for pointer in pointers:
+            driver.free(pointer)
+
+
+def body(text: str, **extents: Any) -> Array:
+    """y after a kernel with this body, on x = 0, 1, ... 127."""
+    return run(f"{BEFORE}{HEAD}{text}}}", FLOATS, np.zeros_like(FLOATS), **extents)[1]
+
+
+# A fault each: its kind, a part of the message, extents of the launch, and the body, whose faulty line says so.
+FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "missing barrier": (
+        "race", "with no barrier between", {}, """
+        __shared__ float s[64];
+        const int t = threadIdx.x;
+        s[t] = x[t];
+        if (t >= 32)
+          y[t] = s[t % 32];  // here
+        """),
+    "missing barrier of a warp": (
+        "race", "with no barrier between", {}, """
+        __shared__ float s[64];
+        const int t = threadIdx.x;
+        s[t] = x[t];
+        __shfl_xor_sync(0xffffffff, x[t], 1);
+        y[t] = s[t ^ 1];  // here
+        """),
+    "missing barrier before the next round": (
+        "race", "wrote with no barrier between", {}, """
+        __shared__ float s[64];
+        const int t = threadIdx.x;
+        for (int i = 0; i < 2; ++i) {
+          s[t] = x[t] + i;
+          __syncthreads();
+          y[t] = s[63 - t];  // here
+        }
+        """),
+    "two threads write": (
+        "race", "wrote with no barrier between", {}, """
+        __shared__ float s[64];
+        const int t = threadIdx.x;
+        s[t / 2] = x[t];  // here
+        """),
+    "two threads write one byte": (
+        "race", "wrote with no barrier between", {}, """
+        __shared__ signed char s[64];
+        const int t = threadIdx.x;
+        s[t / 2] = (char)t;  // here
+        """),
+    "shared array, index": (
+        "out of bounds", "'float [64]'", {}, """
+        __shared__ float s[64];
+        const int t = threadIdx.x;
+        s[t + 1] = x[t];  // here
+        """),
+    "shared array, pointer": (
+        "out of bounds", "byte 256 of the shared array s of 256 bytes", {}, """
+        __shared__ float s[64];
+        __shared__ float other[64];
+        const int t = threadIdx.x;
+        other[t] = 0;
+        float* p = s + (int)x[0];
+        p[t + 1] = x[t];  // here
+        """),
+    "dynamic shared memory": (
+        "out of bounds", "byte 256 of the shared array s of 256 bytes", {"shared": 256}, """
+        extern __shared__ __align__(64) unsigned char s[];
+        const int t = threadIdx.x;
+        ((float*)s)[t + 1] = x[t];  // here
+        """),
+    "device memory, read": (
+        "out of bounds", "byte 512 of an allocation of 512 bytes, of x", {}, """
+        const int t = threadIdx.x;
+        y[t] = x[t + 65];  // here
+        """),
+    "device memory, write": (
+        "out of bounds", "byte -4 of an allocation of 512 bytes, of y", {}, """
+        const int t = threadIdx.x;
+        y[t - 1] = x[t];  // here
+        """),
+    "device memory, part of a vector": (
+        "out of bounds", "byte 512 of", {"block": (33, 1, 1)}, """
+        const int t = threadIdx.x;
+        float4 v = *(float4*)(x);
+        if (t % 2 == 0)
+          *(float4*)(y + 2 * t + 64) = v;  // here
+        """),
+    "local array": (
+        "out of bounds", "'float [8]'", {}, """
+        const int t = threadIdx.x;
+        float local[8];
+        for (int i = 0; i < 8; ++i) local[i] = x[i];
+        if (t < 9)
+          local[(int)x[t]] = 1;  // here
+        for (int i = 0; i < 8; ++i) y[t] += local[i];
+        """),
+    "local array, vector": (
+        "out of bounds", "beyond the object", {}, """
+        const int t = threadIdx.x;
+        alignas(64) float local[8];
+        for (int i = 0; i < 8; ++i) local[i] = x[i];
+        if (t % 4 == 0)
+          y[t] = (*(float4*)(local + (int)x[t])).y;  // here
+        """),
+    "shared before any write": (
+        "uninitialised", "no thread of the block has written", {}, """
+        __shared__ float s[64];
+        const int t = threadIdx.x;
+        if (t != 40) s[t] = x[t];
+        __syncthreads();
+        y[t] = s[t];  // here
+        """),
+    "shared of the last block": (
+        "uninitialised", "no thread of the block has written", {"grid": (2, 1, 1)}, """
+        __shared__ float s[64];
+        const int t = threadIdx.x;
+        if (blockIdx.x == 0) s[t] = x[t];
+        __syncthreads();
+        if (blockIdx.x == 1)
+          y[t] = s[t];  // here
+        """),
+    "misaligned vector": (
+        "misaligned", "aligned to 16 bytes", {"block": (2, 1, 1)}, """
+        const int t = threadIdx.x;
+        *(float4*)(y + t) = *(float4*)x;  // here
+        """),
+    "misaligned vector of a float array": (
+        "misaligned", "aligned to 16 bytes", {}, """
+        __shared__ float s[256];
+        const int t = threadIdx.x;
+        *(float4*)(s + 4 * t) = *(float4*)x;  // here
+        """),
+    "misaligned copy": (
+        "misaligned", "cp.async of 16 bytes from byte 4", {}, """
+        __shared__ alignas(64) float s[4];
+        if (threadIdx.x == 0)
+          copy16(s, x + 1);
+        """),
+    "barrier in one warp": (
+        "divergence", "has ended", {}, """
+        if (threadIdx.x < 32)
+          __syncthreads();  // here
+        """),
+    "two barriers": (
+        "divergence", "waits at the barrier of line", {}, """
+        if (threadIdx.x < 32)
+          __syncthreads();  // here
+        else
+          __syncthreads();
+        """),
+    "lanes missing from a shuffle": (
+        "divergence", "has ended", {}, """
+        const int t = threadIdx.x;
+        if (t % 4)
+          y[t] = __shfl_xor_sync(0xffffffff, x[t], 1);  // here
+        """),
+    "lanes missing from ldmatrix": (
+        "divergence", "waits at the barrier", {}, """
+        __shared__ alignas(64) half s[64];
+        unsigned r[1];
+        s[threadIdx.x] = half(x[threadIdx.x]);
+        __syncthreads();
+        if (threadIdx.x % 32 != 5) ldmatrix(r, s + threadIdx.x % 8 * 8);
+        __syncthreads();
+        """),
+    "a warp too small for ldmatrix": (
+        "divergence", "only the lanes 000000ff exist", {"block": (8, 1, 1)}, """
+        __shared__ alignas(64) half s[64];
+        unsigned r[1];
+        ldmatrix(r, s);
+        """),
+    "ldmatrix without a barrier": (
+        "race", "with no barrier between", {}, """
+        __shared__ alignas(64) half s[64];
+        unsigned r[1];
+        s[threadIdx.x] = half(x[threadIdx.x]);
+        ldmatrix(r, s + threadIdx.x % 8 * 8);
+        """),
+    "copy not waited for": (
+        "unfinished copy", "a cp.async is under way", {}, """
+        __shared__ alignas(64) float s[256];
+        const int t = threadIdx.x;
+        copy16(s + 4 * t, x);
+        commit();
+        __syncthreads();
+        y[t] = s[t];  // here
+        """),
+    "copy waited for too late": (
+        "unfinished copy", "a cp.async is under way", {}, """
+        __shared__ alignas(64) float s[512];
+        const int t = threadIdx.x;
+        copy16(s + 4 * t, x);
+        commit();
+        copy16(s + 256 + 4 * t, x);
+        commit();
+        wait<1>();
+        __syncthreads();
+        y[t] = s[t];
+        y[t] = s[256 + t];  // here
+        """),
+    "copy of another thread, no barrier": (
+        "race", "with no barrier between", {}, """
+        __shared__ alignas(64) float s[256];
+        const int t = threadIdx.x;
+        copy16(s + 4 * t, x);
+        commit();
+        wait<0>();
+        __syncwarp();
+        y[t] = s[t / 32 * 128 + t % 32];
+        y[t] = s[t / 2];  // here
+        """),
+    "copy over what others read": (
+        "race", "read with no barrier between", {}, """
+        __shared__ alignas(64) float s[256];
+        const int t = threadIdx.x;
+        s[t] = s[t + 64] = s[t + 128] = s[t + 192] = 0;
+        __syncthreads();
+        y[t] = s[255 - t];
+        copy16(s + 4 * t, x);
+        """),
+    "two blocks write": (
+        "race between blocks", "block (0, 0, 0) wrote", {"grid": (2, 1, 1)}, """
+        const int t = threadIdx.x;
+        y[t] = blockIdx.x;  // here
+        """),
+    "a block reads what another wrote": (
+        "race between blocks", "block (0, 1, 0) wrote", {"grid": (1, 3, 1)}, """
+        const int t = threadIdx.x;
+        if (blockIdx.y == 1) y[t] = x[t];
+        if (blockIdx.y == 2)
+          y[t + 64] = y[t];  // here
+        """),
+    "a block writes what others read": (
+        "race between blocks", "other blocks read", {"grid": (3, 1, 1)}, """
+        const int t = threadIdx.x;
+        if (blockIdx.x < 2) y[t + 64 * blockIdx.x] = x[t];
+        if (blockIdx.x == 2)
+          x[t] = 0;  // here
+        """),
+    "an atomic on what another block wrote": (
+        "race between blocks", "block (0, 0, 0) wrote", {"grid": (2, 1, 1)}, """
+        if (blockIdx.x == 0 && threadIdx.x == 0) y[0] = 0;
+        if (blockIdx.x == 1)
+          atomicAdd(y, 1.0f);  // here
+        """),
+    "trap": (
+        "trap", "trap", {}, """
+        if (threadIdx.x == 3)
+          __trap();  // here
+        """),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_is_caught_where_it_is(name: str) -> None:
+    kind, words, extents, text = FAULTS[name]
+    with pytest.raises(Fault) as caught:
+        body(text, **extents)
+    assert (caught.value.kind, "// here" in caught.value.source) == (kind, True), str(caught.value)
+    assert words in str(caught.value)
+    assert "kernel f, block (" in str(caught.value)
