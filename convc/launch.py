@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Three = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Temporary:
-    """Memory that lives as long as one call of a function: `offset` bytes into its scratch memory, a multiple of 256."""
+    """Memory that lives as long as a call of a function: `offset` bytes into its scratch memory, a multiple of 256."""
 
     offset: int
 
@@ -21,7 +23,7 @@ class Launch:
     kernel  its name, extern "C", unique in an artifact.
     grid    thread blocks along x, y and z; `block` threads of each likewise.
     shared  bytes of dynamic shared memory a block.
-    args    its parameters in order, each a pointer: a number is that parameter of the function (reads, then the result).
+    args    its parameters in order, each a pointer: a number is that parameter of the function, reads then result.
     """
 
     kernel: str
@@ -46,3 +48,21 @@ class Usage:
     @property
     def spills(self) -> bool:
         return self.spill_stores + self.spill_loads > 0
+
+
+def row_of(launch: Launch) -> dict[str, Any]:
+    """As manifests have it."""
+    args = [{"scratch": a.offset} if isinstance(a, Temporary) else {"param": a} for a in launch.args]
+    extents = {"grid": list(launch.grid), "block": list(launch.block)}
+    return {"kernel": launch.kernel, **extents, "shared": launch.shared, "args": args}
+
+
+def launch_of(row: Mapping[str, Any]) -> Launch:
+    """Raises KeyError, TypeError or ValueError where the row is not one that `row_of` writes."""
+    args = (Temporary(int(a["scratch"])) if "scratch" in a else int(a["param"]) for a in row["args"])
+    return Launch(str(row["kernel"]), _three(row["grid"]), _three(row["block"]), int(row["shared"]), tuple(args))
+
+
+def _three(values: Any) -> Three:
+    x, y, z = (int(value) for value in values)
+    return x, y, z

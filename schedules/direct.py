@@ -13,8 +13,8 @@ from typing import Any
 
 from convc.algorithm import Algorithm, Config
 from convc.problem import Problem
-from convc.schedules import _tile
-from convc.target import Target
+from convc.schedules import _gemm, _tile
+from convc.target import GpuTarget, Target
 
 
 def refuses(p: Problem, target: Target) -> str | None:
@@ -229,4 +229,43 @@ ALGORITHM = Algorithm(
     error=_tile.recursive_error,
     memory=memory,
     tasks=tasks,
+)
+
+
+def refuses_on_cuda(p: Problem, target: Target) -> str | None:
+    if p.kind == "transposed":
+        return "the problem is transposed"
+    if p.dtype != "float32":
+        return f"{p.dtype} is not float32"
+    if p.ocg < 8:
+        return f"{p.ocg} output channels a group fill less than a tile"
+    if p.reduction < 8:
+        return f"{p.reduction} products an element do not pay for shared memory"
+    if not space_on_cuda(p, target):
+        return f"no tile divides the {p.ocg} output channels of a group"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
+    assert isinstance(target, GpuTarget)
+    found: list[Config] = []
+    for pair in _gemm.layouts(p, target):
+        ranked = sorted(_gemm.configs(p, target, pair), key=lambda c: _gemm.seconds(p, target, c))
+        found += ranked[:64]
+    return sorted(found, key=lambda c: _gemm.seconds(p, target, c))
+
+
+ON_CUDA = Algorithm(
+    name="direct",
+    source="arXiv:1410.0759",
+    refuses=refuses_on_cuda,
+    space=space_on_cuda,
+    seconds=_gemm.seconds,
+    pack=_gemm.pack,
+    define=_gemm.define,
+    schedule=_gemm.schedule,
+    error=_tile.recursive_error,
+    memory=_gemm.memory,
+    kind="cuda",
 )

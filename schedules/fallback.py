@@ -12,7 +12,7 @@ from typing import Any
 
 from convc.algorithm import Algorithm, Config
 from convc.problem import Problem
-from convc.schedules import _tile
+from convc.schedules import _gemm, _threads, _tile
 from convc.target import Target
 
 TILES = (8, 4, 1)  # accumulators in registers; more would help, but this is not where time is to be gained
@@ -221,4 +221,25 @@ ALGORITHM = Algorithm(
     schedule=schedule,
     error=_tile.recursive_error,
     memory=memory,
+)
+
+
+def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
+    """Every pair of layouts that the tensors can have."""
+    found = [{"xb": xb, "yb": yb, "lanes": yb} for xb, yb in _gemm.layouts(p, target)]
+    return sorted(found, key=lambda c: (_threads.seconds(p, target, c), c["yb"]))
+
+
+ON_CUDA = Algorithm(
+    name="fallback",
+    source="",
+    refuses=refuses,
+    space=space_on_cuda,
+    seconds=_threads.seconds,
+    pack=pack,
+    define=define,
+    schedule=_threads.schedule,
+    error=_tile.recursive_error,
+    memory=lambda p, c: 0,
+    kind="cuda",
 )

@@ -28,6 +28,7 @@ from convc.ir import (
 from convc.layout import PLAIN, Layout
 from convc.lower.core import Core
 from convc.lower.elementwise import express, is_elementwise, is_map
+from convc.lower.gpu_nest import nest_for
 from convc.lower.lrn import write_lrn
 from convc.lower.maps import write_map
 from convc.lower.nest import Memory, Nest, block, function, leaves_of, scratch
@@ -67,7 +68,7 @@ def generic(kernel: Kernel, target: Target) -> Schedule:
 
     def body(memories: list[Memory]) -> Stmt:
         reads = dict(zip(group.reads, memories, strict=False))
-        return write_group(Nest(target), group.nodes or (result,), reads, memories[-1])
+        return write_group(nest_for(target), group.nodes or (result,), reads, memories[-1])
 
     return function([*params, (result.type, kernel.result)], body)
 
@@ -78,7 +79,7 @@ def relayout(shape: Sequence[int], dtype: str, source: Layout, to: Layout, targe
 
     def body(memories: list[Memory]) -> Stmt:
         x = Input("x", type_)
-        return write_group(Nest(target), (x,), {x: memories[0]}, memories[1])
+        return write_group(nest_for(target), (x,), {x: memories[0]}, memories[1])
 
     return function([(type_, source), (type_, to)], body)
 

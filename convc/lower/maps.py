@@ -62,6 +62,8 @@ def _write_region(kernel: Map, region: Region) -> list[Stmt]:
     across = _across(kernel, region)
     if across is not None:
         return [*_tiles(kernel, region, *across), *_zeros(kernel, region)]
+    if nest.alone:
+        return _each_alone(kernel, region)
     region, rest = _for_threads(region)
 
     def body(ids: Sequence[Any]) -> Stmt:
@@ -73,6 +75,22 @@ def _write_region(kernel: Map, region: Region) -> list[Stmt]:
 
     written = [nest.grid(region.extents, body, work=region.elements)]
     return written if rest is None else [*written, *_write_region(kernel, rest)]
+
+
+def _each_alone(kernel: Map, region: Region) -> list[Stmt]:
+    """A grid of elements a run."""
+
+    def element(ids: Sequence[Any], first: int, *, kept: bool) -> Stmt:
+        *outer, at = ids
+        index = region.place(outer, kernel.nest.simplify(first + at))
+        nothing = tirx.const(0, kernel.result.type.dtype)
+        return kernel.nest.store(kernel.result, index, lambda: kernel.source.value(index) if kept else nothing)
+
+    def grid(run: tuple[int, int, int], *, kept: bool) -> Stmt:
+        first, count, lanes = run
+        return kernel.nest.grid([*region.extents, count * lanes], lambda ids: element(ids, first, kept=kept))
+
+    return [*(grid(run, kept=True) for run in region.runs), *(grid(run, kept=False) for run in region.zeros)]
 
 
 def _for_threads(region: Region) -> tuple[Region, Region | None]:

@@ -57,6 +57,11 @@ class Nest:
     target: Target
     analyzer: Analyzer = field(default_factory=Analyzer)
 
+    @property
+    def alone(self) -> bool:
+        """Whether each element is computed for itself, so that loops around elements, not vectors, are outermost."""
+        return False
+
     def simplify(self, x: Any) -> Any:
         return x if isinstance(x, int | bool) else plain_int(self.analyzer.simplify(x))
 

@@ -29,7 +29,8 @@ def write_pool(core: Core) -> Stmt:
     assert isinstance(node, Pool)
     *outer, last = axes_of(node)
     found = [_Run(core, node, tuple(outer), last, run) for run in runs(last)]
-    return block([s for run in found for s in (run.by_channels() if core.block > 1 else run.by_rows())])
+    by_channels = core.block > 1 or core.nest.alone
+    return block([s for run in found for s in (run.by_channels() if by_channels else run.by_rows())])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,218 @@
+"""Scheduled functions to CUDA C++: the text of their kernels, and how they are launched."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir import Call, Op
+from tvm.s_tir import Schedule
+from tvm.tirx import Expr
+
+from convc.launch import Launch, Temporary, Three
+from convc.lower.build import raw_function
+from convc.lower.flatten import flatten
+from convc.lower.guard import guarded
+from convc.lower.names import each, reveal
+from convc.lower.vector_math import nearest
+from convc.target import GpuTarget
+
+ALIGNMENT = 256  # bytes, of temporaries
+SHARED = "tirx.use_dyn_shared_memory"
+FLAGS = ("tirx.use_programtic_dependent_launch", "tirx.use_cooperative_launch")  # launch parameters without a value
+AXES = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "threadIdx.y", "threadIdx.z")
+MOST_THREADS = 1024  # of a block
+MOST_BLOCKS = 65535  # along y and z
+
+
+@dataclass(frozen=True)
+class Source:
+    """A function in CUDA C++. `scratch` are the bytes of its temporaries in global memory."""
+
+    text: str
+    launches: tuple[Launch, ...]
+    scratch: int
+
+
+def source_of(sch: Schedule, symbol: str, target: GpuTarget, *, noalias: bool = True) -> Source:
+    """The function "main" of `sch` as kernels `<symbol>_kernel...`, launched one after the other.
+
+    Its parameters are the pointers of the function, 64-byte aligned: nothing checks it. `noalias` promises that no two
+    overlap. Raises ValueError where a launch is beyond what GPUs have.
+    """
+    os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"  # else TVM compiles the text itself where it finds a driver
+    machine = tvm.target.Target({**target.tvm, "host": {"kind": "llvm"}})
+    func = raw_function(sch, symbol, noalias=noalias).with_attr("target", machine)
+    config = {"tirx.use_async_copy": target.capability >= (8, 0), "tirx.UnrollLoop": {"explicit_unroll": False}}
+    with tvm.transform.PassContext(config=config), machine:
+        module = _passes()(tvm.IRModule({symbol: func}))
+        host, kernels = _divided(module)
+        launches, scratch = _launches(host)
+        text = _text(kernels, machine) if launches else ""
+    return Source(text, launches, scratch)
+
+
+@cache
+def _passes() -> Any:
+    """TVM's pipeline for s_tir as far as the split of host and device, with our flattening and homes of temporaries."""
+    return tvm.ir.transform.Sequential(
+        [
+            each(guarded),
+            s_tir.transform.CanonicalizeLoop(),
+            s_tir.transform.LowerCrossThreadReduction(),
+            s_tir.transform.LowerInitBlock(),
+            s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+            s_tir.transform.ConvertBlocksToOpaque(),
+            s_tir.transform.LiftThreadBinding(),
+            s_tir.transform.ManifestSharedMemoryLocalStage(),
+            s_tir.transform.CompactBufferAllocation(),
+            s_tir.transform.LowerAutoCopy(),
+            s_tir.transform.UnifyThreadBinding(),
+            s_tir.transform.LowerMatchBuffer(),
+            s_tir.transform.StmtSimplify(),
+            s_tir.transform.InjectPermutedLayout(),
+            s_tir.transform.AnnotateIrregularLoop(),
+            s_tir.transform.InjectSoftwarePipeline(),
+            s_tir.transform.TransformMmaBufferLayout(),
+            s_tir.transform.LowerOpaqueBlock(),
+            flatten(),
+            tirx.transform.BF16ComputeLegalize(),
+            tirx.transform.NarrowDataType(32),
+            s_tir.transform.LoopPartition(),
+            tirx.transform.VectorizeLoop(True),
+            s_tir.transform.InjectVirtualThread(),
+            s_tir.transform.InjectDoubleBuffer(),
+            each(_localized),
+            s_tir.transform.HoistIfThenElse(),
+            tirx.transform.UnrollLoop(),
+            s_tir.transform.RenormalizeSplitPattern(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.RemoveNoOp(),
+            s_tir.transform.RewriteUnsafeSelect(),
+            tirx.transform.VerifyMemory(),
+            tirx.transform.AnnotateEntryFunc(),
+            s_tir.transform.ThreadSync("shared"),
+            s_tir.transform.ThreadSync("shared.dyn"),
+            s_tir.transform.ThreadSync("warp"),
+            s_tir.transform.InferFragment(),
+            s_tir.transform.LowerThreadAllreduce(),
+            s_tir.transform.InjectPTXAsyncCopy(),
+            s_tir.transform.MergeSharedMemoryAllocations(),
+            tirx.transform.SplitHostDevice(),
+        ]
+    )
+
+
+def _localized(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """What a kernel allocates without saying where is its threads' own: only outside of kernels is "global" memory."""
+    homes: dict[Any, Any] = {}
+
+    def move(alloc: tirx.AllocBuffer) -> None:
+        buffer = alloc.buffer
+        if _scope(buffer) == "global":
+            homes[buffer] = tirx.decl_buffer(buffer.ty.shape, str(buffer.ty.dtype), buffer.name, scope="local")
+
+    def find(attr: tirx.AttrStmt) -> None:
+        if attr.attr_key == "thread_extent":
+            tvm_ffi.structural_walk(attr.body, (tirx.AllocBuffer, move))
+
+    tvm_ffi.structural_walk(func.body, (tirx.AttrStmt, find))
+    if not homes:
+        return func
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.Var, lambda var: homes.get(var, var))))
+
+
+def _scope(buffer: Any) -> str:
+    return str(buffer.scope()) if callable(getattr(buffer, "scope", None)) else str(buffer.ty.storage_scope)
+
+
+def _divided(module: Any) -> tuple[tirx.PrimFunc, Any]:
+    host, kernels = None, {}
+    for name, func in module.functions_items():
+        if "tirx.is_global_func" in func.attrs:
+            kernels[name] = func
+        else:
+            host = func
+    return host, tvm.IRModule(kernels)
+
+
+def _text(kernels: Any, machine: Any) -> str:
+    passes = [
+        tirx.transform.FP8StorageLegalize(), tirx.transform.BF16StorageLegalize(), tirx.transform.LowerWarpMemory(),
+        tirx.transform.StmtSimplify(), each(_called), each(reveal), tirx.transform.LowerIntrin(),
+    ]  # fmt: skip
+    module = tvm.ir.transform.Sequential(passes)(kernels)
+    return str(tvm.get_global_func("target.build.cuda")(module, machine).inspect_source("cuda"))
+
+
+def _called(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """CUDA's functions for the intrinsics of LLVM that our arithmetic asks for by name."""
+    return func.with_body(tvm_ffi.structural_map(func.body, (Call, _own)))
+
+
+def _own(call: Call) -> Expr:
+    if not call.op.same_as(Op.get("tirx.call_llvm_pure_intrin")) or int(call.args[0].value) != _rounding():
+        return call
+    name = "rint" if str(call.ty) == "float64" else "rintf"
+    return tirx.call_pure_extern(call.ty, name, *call.args[1:])
+
+
+@cache
+def _rounding() -> int:
+    number: int = int(nearest(tirx.Var("x", "float32")).args[0].value)
+    return number
+
+
+def _launches(host: tirx.PrimFunc) -> tuple[tuple[Launch, ...], int]:
+    """The kernels' launches in order, and the bytes of the temporaries that they share."""
+    places: dict[str, int | Temporary] = {param.name: k for k, param in enumerate(host.params)}
+    found: list[Launch] = []
+    scratch = 0
+
+    def visit(node: Any) -> None:
+        nonlocal scratch
+        if isinstance(node, tirx.AllocBuffer):
+            places[node.buffer.name] = Temporary(scratch)
+            scratch += -(-_bytes(node.buffer) // ALIGNMENT) * ALIGNMENT
+        elif isinstance(node, tirx.DeclBuffer):
+            places[node.buffer.name] = places[_origin(node.data)]
+        elif isinstance(node, Call) and getattr(node.op, "name", "") == "tirx.call_ffi_kernel":
+            found.append(_launch(node, places))
+
+    tvm_ffi.structural_walk(host.body, [(kind, visit) for kind in (tirx.AllocBuffer, tirx.DeclBuffer, Call)])
+    return tuple(found), scratch
+
+
+def _bytes(buffer: Any) -> int:
+    elements = math.prod(int(extent) for extent in buffer.ty.shape)
+    return -(-elements * int(tvm_ffi.dtype(str(buffer.ty.dtype)).bits) // 8)
+
+
+def _origin(data: Any) -> str:
+    """The name of the pointer or buffer that an address is of."""
+    while isinstance(data, Call):
+        data = data.args[0]
+    return str(data.name)
+
+
+def _launch(call: Call, places: dict[str, int | Temporary]) -> Launch:
+    tags = [str(tag) for tag in call.attrs.launch_params if str(tag) not in FLAGS]
+    kernel, *rest = call.args
+    args, extents = rest[: len(rest) - len(tags)], rest[len(rest) - len(tags) :]
+    values = {tag: int(extent) for tag, extent in zip(tags, extents, strict=True)}
+    grid, block = _three(values, AXES[:3]), _three(values, AXES[3:])
+    if math.prod(block) > MOST_THREADS or max(grid[1:]) > MOST_BLOCKS:
+        raise ValueError(f"{kernel.value} has a grid of {grid} and blocks of {block}: more than GPUs have")
+    return Launch(str(kernel.value), grid, block, values.get(SHARED, 0), tuple(places[_origin(a)] for a in args))
+
+
+def _three(values: dict[str, int], axes: Sequence[str]) -> Three:
+    x, y, z = (values.get(axis, 1) for axis in axes)
+    return x, y, z

@@ -1,0 +1,75 @@
+"""Loop nests for GPUs: each outermost grid of loops is a kernel, each of its iterations a thread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx import Stmt
+
+from convc.lower.nest import Nest, block, number
+from convc.target import Target
+
+THREADS = 256  # of a block: enough to fill a multiprocessor at any number of registers that these kernels take
+
+
+@dataclass(eq=False)
+class GpuNest(Nest):
+    """A Nest whose outermost loops are threads; what lies inside of them is as on a CPU, one element at a time.
+
+    Vectors are for where the address is known to be a multiple of them: a row of an odd length is not.
+    """
+
+    launched: bool = field(default=False, init=False)
+
+    @property
+    def alone(self) -> bool:
+        return True
+
+    def lanes(self, *dtypes: str, vectors: int = 2) -> int:
+        return 1
+
+    def loop(self, extent: int, body: Callable[[Any], Stmt], *, kind: str = "serial", begin: int = 0) -> Stmt:
+        if self.launched:
+            return super().loop(extent, body, kind="serial" if kind == "parallel" else kind, begin=begin)
+        return self.grid([extent], lambda ids: body(self.simplify(begin + ids[0])))
+
+    def grid(self, extents: Sequence[int], body: Callable[[list[Any]], Stmt], *, work: int = 0) -> Stmt:
+        if self.launched:
+            return self._serial(list(extents), [], body)
+        return self._kernel(list(extents), body)
+
+    def _kernel(self, extents: list[int], body: Callable[[list[Any]], Stmt]) -> Stmt:
+        count = math.prod(extents)
+        if count == 0:
+            return block([])
+        threads = min(THREADS, -(-count // 32) * 32)
+        groups = -(-count // threads)
+        group, thread = self.variable(groups, "group"), self.variable(threads, "thread")
+        at = group * threads + thread
+        self.launched = True
+        try:
+            if groups * threads == count:
+                inner = self._named(at, count, extents, body)
+            else:
+                inner = tirx.IfThenElse(at < count, self._named(at, count, extents, body), None)
+        finally:
+            self.launched = False
+        return bound(group, groups, "blockIdx.x", bound(thread, threads, "threadIdx.x", inner))
+
+    def _named(self, at: Any, count: int, extents: list[int], body: Callable[[list[Any]], Stmt]) -> Stmt:
+        position = self.variable(count)
+        return block([tirx.Bind(position, at), self._decoded(position, extents, body)])
+
+
+def bound(var: Any, extent: int, tag: str, body: Stmt) -> Stmt:
+    """A loop whose iterations are the blocks or threads along `tag`."""
+    axis = tirx.IterVar(None, tirx.Var(tag, "int32"), tirx.IterVar.ThreadIndex, tag)
+    return tirx.For(var, number(0), number(extent), tirx.ForKind.THREAD_BINDING, body, thread_binding=axis)
+
+
+def nest_for(target: Target) -> Nest:
+    return GpuNest(target) if target.kind == "cuda" else Nest(target)

@@ -1,0 +1,348 @@
+"""Convolution as a product of matrices whose left one is never written down: pixels x channels, summed over taps and
+input channels. A thread block owns a tile of it, a thread a tile of that; both operands go through shared memory.
+
+Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning (arXiv:1410.0759), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from convc.algorithm import Config
+from convc.gpu import MOST_REGISTERS
+from convc.problem import Problem
+from convc.schedules import _gpu
+from convc.target import GpuTarget, Target
+
+VECTOR = 4  # float32 numbers in an access of 16 bytes
+
+# (rows, columns) of threads, and registers of each: rows * tm pixels by columns * tn channels.
+THREADS = ((8, 8), (16, 8), (8, 16), (16, 16), (32, 8), (16, 4), (32, 4), (16, 12), (8, 12))
+TILES = ((8, 8), (8, 4), (4, 8), (4, 4))
+DEPTHS = (16, 8)
+AXES = ("blockIdx.z", "blockIdx.x", "blockIdx.y", "threadIdx.y", "threadIdx.x")
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+def rows(p: Problem) -> int:
+    return p.mb * math.prod(p.o)
+
+
+def columns(p: Problem, c: Config) -> int:
+    """Output channels with the lanes that pad the last block."""
+    return _gpu.rounded(p.oc, 1 if p.kind == "matmul" else c["yb"])
+
+
+def block_rows(c: Config) -> int:
+    return c["ty"] * c["tm"]
+
+
+def block_columns(c: Config) -> int:
+    return c["tx"] * c["tn"]
+
+
+def steps(p: Problem, c: Config) -> int:
+    """Of `bk` products each: whole channels of one tap where they divide, else of all taps' channels in a row."""
+    return p.taps * (p.icg // c["bk"]) if p.icg % c["bk"] == 0 else -(-p.reduction // c["bk"])
+
+
+def part_steps(p: Problem, c: Config) -> int:
+    """Those of one of the `sk` parts into which the sum is cut."""
+    return -(-steps(p, c) // c["sk"])
+
+
+def needs_padding(p: Problem) -> bool:
+    return any(p.p) or any(a > 0 for a in p.after)
+
+
+def layouts(p: Problem, target: Target) -> list[tuple[int, int]]:
+    """Channel blocks of x and of the result: of one access or row-major, and the matrices as they are."""
+    if p.kind == "matmul":
+        return [(p.ic, p.oc)]
+    blocks = {n: [target.lanes, 1] if n > 1 else [1] for n in (p.ic, p.oc)}
+    return [(xb, yb) for yb in blocks[p.oc] for xb in blocks[p.ic]]
+
+
+def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[Config]:
+    """Every config between two layouts that compiles without spills and fits the machine."""
+    xb, yb = blocks
+    for ty, tx in THREADS:
+        for tm, tn in TILES:
+            for bk in DEPTHS:
+                base = {"xb": xb, "yb": yb, "ty": ty, "tx": tx, "tm": tm, "tn": tn, "bk": bk}
+                if not _fits(p, base, target):
+                    continue
+                for sk in SPLITS:
+                    if sk == 1 or steps(p, base) >= 4 * sk:
+                        yield {**base, "sk": sk}
+
+
+def _fits(p: Problem, c: Config, target: GpuTarget) -> bool:
+    threads = c["ty"] * c["tx"]
+    if (c["bk"] * block_columns(c)) % (threads * VECTOR) and (c["bk"] * block_columns(c)) % threads:
+        return False
+    if (c["bk"] * block_rows(c)) % (threads * vector(p, c)):
+        return False
+    if p.g > 1 and p.ocg % block_columns(c):
+        return False
+    waste = _gpu.rounded(rows(p), block_rows(c)) * _gpu.rounded(columns(p, c), block_columns(c))
+    least = _gpu.rounded(rows(p), 32) * _gpu.rounded(columns(p, c), 32)
+    return waste <= 1.6 * least and registers(p, c) <= MOST_REGISTERS - 40 and shared_bytes(c) <= target.l1
+
+
+def vector(p: Problem, c: Config) -> int:
+    """Channels of x that one access reads: those of a block, where a step keeps to the channels of one tap."""
+    whole = c["xb"] % VECTOR == 0 and p.icg % c["bk"] == 0
+    return VECTOR if whole else 1
+
+
+def weight_vector(c: Config) -> int:
+    return VECTOR if (c["bk"] * block_columns(c)) % (c["ty"] * c["tx"] * VECTOR) == 0 else 1
+
+
+def registers(p: Problem, c: Config) -> int:
+    """An estimate: accumulators, one step's operands, what is on its way to shared memory, and addresses."""
+    threads = c["ty"] * c["tx"]
+    staged = c["bk"] * (block_rows(c) + block_columns(c)) // threads
+    return c["tm"] * c["tn"] + c["tm"] + c["tn"] + staged + 40
+
+
+def shared_bytes(c: Config) -> int:
+    """Two steps' tiles of both operands."""
+    return 2 * 4 * c["bk"] * (block_rows(c) + block_columns(c))
+
+
+def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
+    gpu = target.gpu
+    threads, depth = c["ty"] * c["tx"], part_steps(p, c) * c["bk"]
+    tiles = -(-rows(p) // block_rows(c)) * -(-columns(p, c) // block_columns(c))
+    warps = threads / 32
+    fma = warps * 32 * c["tm"] * c["tn"] / gpu.fma
+    loads = warps * 2 * (c["tm"] + c["tn"]) / VECTOR
+    gathered = c["bk"] * block_rows(c) / vector(p, c) / 32 * 4  # addresses and predicates, instructions a warp
+    step = c["bk"] * (fma + loads / 2) + gathered
+    moved = 4.0 * depth * (block_rows(c) + block_columns(c))
+    block = _gpu.Block(
+        threads, registers(p, c), shared_bytes(c), part_steps(p, c) * step + 2 * c["tm"] * c["tn"] * warps,
+        part_steps(p, c) * max(0.0, _gpu.LATENCY - step), moved,
+    )  # fmt: skip
+    compulsory = 4.0 * (p.mb * p.ic * math.prod(p.i) + p.oc * p.reduction + rows(p) * p.oc)
+    found = _gpu.cost(block, tiles * c["sk"], compulsory, gpu)
+    if c["sk"] == 1:
+        return found
+    parts = 4.0 * (c["sk"] + 1) * rows(p) * columns(p, c)
+    return _gpu.Cost(found.seconds + _gpu.streamed(parts, gpu), found.limit)
+
+
+def seconds(p: Problem, target: Target, c: Config) -> float:
+    assert isinstance(target, GpuTarget)
+    return cost(p, target, c).seconds
+
+
+def memory(p: Problem, c: Config) -> int:
+    if c["sk"] == 1:
+        return 0
+    return 4 * c["sk"] * _gpu.rounded(rows(p), block_rows(c)) * _gpu.rounded(columns(p, c), block_columns(c))
+
+
+def pack(w: Any, p: Problem, c: Config) -> Any:
+    """w of the model -> [steps of all parts, bk, channels in tiles], 0 where there is nothing."""
+    from tvm import te, tirx
+
+    across = -(-columns(p, c) // block_columns(c))
+    tiles = (across, c["tx"], c["tn"])
+
+    def value(step: Any, k: Any, *tile: Any) -> Any:
+        o = _ravel(tile, tiles)
+        inside, tap, channel = _place(p, c, step, k)
+        taps = _unravel(tap, p.k)
+        inside = tirx.all(inside, o < p.oc)
+        at = (channel, tirx.min(o, p.oc - 1)) if p.kind == "matmul" else (tirx.min(o, p.oc - 1), channel, *taps)
+        return tirx.if_then_else(inside, w(*at), tirx.const(0, w.dtype))
+
+    return te.compute((part_steps(p, c) * c["sk"], c["bk"], *tiles), value, name="packed")
+
+
+def _place(p: Problem, c: Config, step: Any, k: Any) -> tuple[Any, Any, Any]:
+    """Of product k of a step: whether there is one, its tap and its channel in the group, both always valid."""
+    from tvm import tirx
+
+    if p.icg % c["bk"] == 0:
+        inside = step < steps(p, c) if part_steps(p, c) * c["sk"] > steps(p, c) else tirx.const(True, "bool")
+        step = tirx.min(step, steps(p, c) - 1) if part_steps(p, c) * c["sk"] > steps(p, c) else step
+        return inside, step % p.taps, step // p.taps * c["bk"] + k
+    at = step * c["bk"] + k
+    exact = p.reduction == part_steps(p, c) * c["sk"] * c["bk"]
+    inside = tirx.const(True, "bool") if exact else at < p.reduction
+    at = at if exact else tirx.min(at, p.reduction - 1)
+    return inside, at // p.icg, at % p.icg
+
+
+def _unravel(flat: Any, extents: Sequence[int]) -> list[Any]:
+    found: list[Any] = []
+    for extent in reversed(extents[1:]):
+        found.append(flat % extent)
+        flat = flat // extent
+    return [flat, *reversed(found)]
+
+
+def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
+    """col[group, step, k, pixel] from x; acc[part, pixel, channel], both cut into tiles; y in its layout."""
+    from tvm import te, tirx
+
+    total, tall, wide = rows(p), block_rows(c), block_columns(c)
+    down, across = -(-total // tall), -(-columns(p, c) // wide)
+    depth, xb = part_steps(p, c), c["xb"]
+
+    def gathered(group: Any, step: Any, k: Any, *tile: Any) -> Any:
+        m = _ravel(tile, tiles)
+        inside, tap, channel = _place(p, c, step, k)
+        pixel = tirx.min(m, total - 1) if total % tall else m
+        n, *o = _unravel(pixel, (p.mb, *p.o))
+        at = [i * s + u * d - b for i, s, u, d, b in zip(o, p.s, _unravel(tap, p.k), p.d, p.p, strict=True)]
+        conditions = [inside] if not isinstance(inside, tirx.IntImm) else []
+        if needs_padding(p):
+            conditions += [t for a, extent in zip(at, p.i, strict=True) for t in (a >= 0, a < extent)]
+        channel = channel if p.g == 1 else group * p.icg + channel
+        where = (n, channel, *at) if xb == 1 else (n, channel // xb, *at, channel % xb)
+        found = x(*where)
+        return tirx.if_then_else(tirx.all(*conditions), found, tirx.const(0, x.dtype)) if conditions else found
+
+    tiles = (down, c["ty"], c["tm"])
+    col = te.compute((p.g, depth * c["sk"], c["bk"], *tiles), gathered, name="col")
+    step, k = te.reduce_axis((0, depth), "step"), te.reduce_axis((0, c["bk"]), "k")
+    shape = (c["sk"], down, across, c["ty"], c["tx"], c["tm"], c["tn"])
+
+    def product(part: Any, bi: Any, bj: Any, ty: Any, tx: Any, i: Any, j: Any) -> Any:
+        at, group = part * depth + step, bj * wide // p.ocg if p.g > 1 else 0
+        return te.sum(col(group, at, k, bi, ty, i) * w(at, k, bj, tx, j), axis=[step, k])
+
+    acc = te.compute(shape, product, name="acc")
+
+    def tiled(part: Any, m: Any, o: Any) -> Any:
+        ty, tx = m // c["tm"] % c["ty"], o // c["tn"] % c["tx"]
+        return acc(part, m // tall, o // wide, ty, tx, m % c["tm"], o % c["tn"])
+
+    part = te.reduce_axis((0, c["sk"]), "part")
+
+    def value(n: Any, ob: Any, *rest: Any) -> Any:
+        pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
+        m, o = _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
+        return te.sum(tiled(part, m, o), axis=[part]) if c["sk"] > 1 else tiled(0, m, o)
+
+    extents = (p.mb, -(-p.oc // c["yb"]), *p.o) + ((c["yb"],) if c["yb"] > 1 else ())
+    return te.compute(extents, value, name="y")
+
+
+def _ravel(index: Sequence[Any], extents: Sequence[int]) -> Any:
+    at = index[0]
+    for i, extent in zip(index[1:], extents[1:], strict=True):
+        at = at * extent + i
+    return at
+
+
+def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
+    """block of pixels, block of channels, part | threads | steps, each by way of shared memory | k | registers."""
+    from tvm import tirx
+
+    acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
+    for name in _sblocks(sch):
+        if name == "t" or (name == "y" and c["sk"] == 1):
+            sch.compute_inline(sch.get_sblock(name))
+    rank = 2 + p.rank + (c["yb"] > 1)
+    matrix = tirx.IndexMap.from_func(lambda *index: _matrix(index, p, c), ndim=rank, index_dtype="int32")
+    sch.transform_block_layout(z, matrix)
+    if c["sk"] == 1:
+        thread = _bind_tiles(sch, z, c)
+        sch.set_scope(acc, 0, "local")
+        sch.compute_at(acc, thread, preserve_unit_loops=True)
+        *_, i, j, step, k = sch.get_loops(acc)
+        sch.reorder(step, k, i, j)
+    else:
+        _sum_parts(sch, z)
+        part, bi, bj, thread_y, thread, i, j, step, k = sch.get_loops(acc)
+        sch.reorder(step, k, i, j)
+        for axis, loop in zip(AXES, (part, bi, bj, thread_y, thread), strict=True):
+            sch.bind(loop, axis)
+        kept = sch.cache_write(acc, 0, "local")
+        sch.reverse_compute_at(kept, thread)
+        _vectorize(sch, kept)
+    _stage(sch, acc, step, p, c)
+    for index in (0, 1):
+        held = sch.cache_read(acc, index, "local")
+        sch.compute_at(held, k)
+        _vectorize(sch, held)
+    for loop in (k, i, j):
+        sch.unroll(loop)
+    sch.decompose_reduction(acc, step)
+
+
+def _sblocks(sch: Any) -> list[str]:
+    return [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]
+
+
+def _matrix(index: Sequence[Any], p: Problem, c: Config) -> tuple[Any, Any]:
+    """The pixel and channel of an index of the result."""
+    n, ob, *rest = index
+    pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
+    return _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
+
+
+def _bind_tiles(sch: Any, z: Any, c: Config) -> Any:
+    """z's loops in the order of the accumulators; the loop at which a thread's tile must be complete."""
+    from convc.lower.guard import GUARD
+
+    m, o = sch.get_loops(z)
+    bi, ty, i = sch.split(m, [None, c["ty"], c["tm"]], disable_predication=True)
+    bj, tx, j = sch.split(o, [None, c["tx"], c["tn"]], disable_predication=True)
+    sch.reorder(bi, bj, ty, tx, i, j)
+    for axis, loop in zip(AXES[1:], (bi, bj, ty, tx), strict=True):
+        sch.bind(loop, axis)
+    sch.unroll(i)
+    sch.unroll(j)
+    sch.annotate(z, GUARD, 1)
+    return tx
+
+
+def _sum_parts(sch: Any, z: Any) -> None:
+    """A second kernel adds the parts: a thread an element of z."""
+    y = sch.get_sblock("y")
+    block, thread = sch.split(sch.fuse(*sch.get_loops(z)), [None, 256])
+    sch.bind(block, "blockIdx.x")
+    sch.bind(thread, "threadIdx.x")
+    sch.set_scope(y, 0, "local")
+    sch.compute_at(y, thread)
+
+
+def _stage(sch: Any, acc: Any, step: Any, p: Problem, c: Config) -> None:
+    """Both operands of a step in shared memory, copied by all threads of the block."""
+    col = sch.get_sblock("col")
+    sch.set_scope(col, 0, "shared")
+    sch.compute_at(col, step)
+    *_, k, ty, i = sch.get_loops(col)
+    m = sch.fuse(ty, i)
+    if (lanes := vector(p, c)) > 1:
+        k, lane = sch.split(k, [None, lanes])
+        sch.reorder(k, m, lane)
+        _copy(sch, sch.fuse(k, m), lane, c)
+    else:
+        _copy(sch, sch.fuse(k, m), None, c)
+    w = sch.cache_read(acc, 1, "shared")
+    sch.compute_at(w, step)
+    flat, lane = sch.split(sch.fuse(*sch.get_loops(w)[-3:]), [None, weight_vector(c)])
+    _copy(sch, flat, lane, c)
+
+
+def _vectorize(sch: Any, copy: Any) -> None:
+    _, lanes = sch.split(sch.get_loops(copy)[-1], [None, VECTOR])
+    sch.vectorize(lanes)
+
+
+def _copy(sch: Any, flat: Any, lane: Any | None, c: Config) -> None:
+    _, ty, tx = sch.split(flat, [None, c["ty"], c["tx"]])
+    sch.bind(ty, "threadIdx.y")
+    sch.bind(tx, "threadIdx.x")
+    if lane is not None:
+        sch.vectorize(lane)

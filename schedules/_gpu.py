@@ -1,0 +1,75 @@
+"""What a kernel costs on a GPU: occupancy, waves, and the tightest of the machine's limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convc.gpu import REGISTERS, WARP, Gpu
+
+LAUNCH = 2.5e-6  # seconds from one kernel of a graph to the next
+FULL = 8  # resident warps from which multiply-adds of independent accumulators hide their latency
+LATENCY = 700.0  # cycles from asking global memory to having stored it in shared memory
+
+
+@dataclass(frozen=True)
+class Block:
+    """A thread block of a kernel: what it takes of a multiprocessor, and what it does there.
+
+    cycles   multiply-adds and accesses to shared memory, of a block alone on its multiprocessor.
+    waits    cycles that it waits for memory where no other block fills them.
+    moved    bytes that it asks of L2.
+    """
+
+    threads: int
+    registers: int
+    shared: int
+    cycles: float
+    waits: float
+    moved: float
+
+    def resident(self, gpu: Gpu) -> int:
+        """Blocks on a multiprocessor at once; 0 where not one fits."""
+        limits = [
+            gpu.blocks, gpu.threads // self.threads, REGISTERS // (rounded(self.registers, 8) * self.threads),
+            gpu.shared // max(self.shared + 1024, 1),
+        ]  # fmt: skip
+        return min(limits) if self.shared <= gpu.shared_block else 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a kernel, and which limit they come from."""
+
+    seconds: float
+    limit: str
+
+
+def cost(block: Block, count: int, compulsory: float, gpu: Gpu) -> Cost:
+    """`count` equal blocks, of a kernel that must move `compulsory` bytes to and from memory."""
+    resident = block.resident(gpu)
+    if resident == 0:
+        return Cost(float("inf"), "resources")
+    shared_by = min(resident, -(-count // gpu.multiprocessors))  # blocks that one multiprocessor works on at once
+    waves = -(-count // (gpu.multiprocessors * shared_by))
+    warps = shared_by * block.threads / WARP
+    busy = block.cycles * shared_by / min(1.0, warps / FULL)
+    computing = waves * busy / gpu.clock
+    waiting = waves * (block.cycles + block.waits) / gpu.clock
+    limits = {
+        "multiply-adds" if waves > 1 or count >= gpu.multiprocessors else "too few blocks": computing,
+        "latency": waiting,
+        "L2": count * block.moved / (gpu.l2_rate * gpu.clock),
+        "memory": compulsory / (0.85 * gpu.bandwidth),
+    }
+    limit = max(limits, key=lambda name: limits[name])
+    return Cost(LAUNCH + limits[limit], limit)
+
+
+def streamed(size: float, gpu: Gpu) -> float:
+    """Seconds of a kernel that does little but move `size` bytes once."""
+    rate = gpu.l2_rate * gpu.clock if size < gpu.l2 / 2 else 0.85 * gpu.bandwidth
+    return LAUNCH + size / rate
+
+
+def rounded(value: int, step: int) -> int:
+    return -(-value // step) * step
