@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -141,7 +142,9 @@ class FakeDriver:
         self._drain(stream)
 
     def capture(self, stream: int, enqueue: Work) -> int:
+        assert stream not in self.capturing
         self.capturing[stream] = []
+        time.sleep(1e-3)  # for others to come in between
         try:
             enqueue()
         finally:

@@ -34,6 +34,7 @@ static Code cuDevicePrimaryCtxRetain(Handle* context, int device) { return *cont
 static Code cuDevicePrimaryCtxRelease(int device) { return SAY("release %d", device), 0; }
 static Code cuCtxPushCurrent(Handle context) { return ++contexts, context == 41 ? 0 : INVALID_VALUE; }
 static Code cuCtxPopCurrent(Handle* context) { return *context = 41, --contexts, 0; }
+static Code cuCtxSynchronize(void) { return SAY("settle"), 0; }
 static Code cuMemAlloc(uintptr_t* pointer, size_t size) {
   INSIDE("cuMemAlloc");
   SAY("allocate %zu", size);
@@ -123,7 +124,7 @@ static Code missing(void) { return NOT_SUPPORTED; }
 #define ROW(name) {#name, (void (*)(void))name}
 static const struct { const char* name; void (*function)(void); } TABLE[] = {
     ROW(cuInit), ROW(cuDeviceGetCount), ROW(cuDeviceGet), ROW(cuDeviceGetName), ROW(cuDeviceGetAttribute),
-    ROW(cuDevicePrimaryCtxRetain), ROW(cuDevicePrimaryCtxRelease), ROW(cuCtxPushCurrent), ROW(cuCtxPopCurrent),
+    ROW(cuDevicePrimaryCtxRetain), ROW(cuDevicePrimaryCtxRelease), ROW(cuCtxPushCurrent), ROW(cuCtxPopCurrent), ROW(cuCtxSynchronize),
     ROW(cuMemAlloc), ROW(cuMemFree), ROW(cuMemcpyHtoDAsync), ROW(cuMemcpyDtoHAsync), ROW(cuMemcpyDtoDAsync),
     ROW(cuModuleLoadData), ROW(cuModuleUnload), ROW(cuModuleGetFunction), ROW(cuFuncSetAttribute), ROW(cuLaunchKernel),
     ROW(cuStreamCreate), ROW(cuStreamDestroy), ROW(cuStreamSynchronize), ROW(cuStreamWaitEvent),

@@ -94,9 +94,10 @@ gc.collect()
     ]  # fmt: skip
     assert log == [
         "init 0", "retain", "stream 1", "allocate 24", "allocate 24", "allocate 24", "in 24 on 11", "in 24 on 11",
-        "load", "launch 700 3 1 1, 2 1 1, 64 on 11", "out 24 on 11", "synchronize 11", "begin on 11, 1",
+        "load", "launch 700 3 1 1, 2 1 1, 64 on 11", "out 24 on 11", "synchronize 11", "begin on 11, 2",
         "launch 700 1 3 1, 1 1 2, 0 on 11", "end on 11", "instantiate 21, 0", "destroy 21", "replay 22 on 0",
-        "copy 24 on 0", "out 24 on 0", "forget 22", "free", "free", "free", "unload 7", "close 11", "release 41",
+        "copy 24 on 0", "out 24 on 0", "forget 22", "free", "free", "free", "settle", "unload 7", "close 11",
+        "release 41",
     ]  # fmt: skip
 
 
@@ -118,7 +119,7 @@ driver.drop(mark)
 def test_a_capture_that_fails_ends() -> None:
     printed, log = asked("fails(lambda: driver.capture(3, lambda: 1 / 0))")
     assert printed == ["ZeroDivisionError division by zero"]
-    assert log[2:] == ["begin on 3, 1", "end on 3", "destroy 21"]
+    assert log[2:] == ["begin on 3, 2", "end on 3", "destroy 21"]
 
 
 def test_shared_memory_above_48_kib_is_asked_for() -> None:

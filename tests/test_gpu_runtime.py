@@ -71,6 +71,7 @@ def test_init_runs_once_and_only_what_runs_read_stays(gpu: FakeDriver) -> None:
     """Allocations at rest: packed, and the weights where a run reads them."""
     loaded = load(artifact())
     assert gpu.launched == ["k_pack_0", "k_pack_1"] and gpu.held[0] == 2
+    assert gpu.log[-1] == f"synchronize {loaded.side.stream.value}"  # type: ignore[attr-defined]
     other = load(artifact(reads_weights=False))
     assert gpu.held[0] == 3
     assert np.array_equal(other(X), np.maximum(X * W + W, 0))

@@ -110,6 +110,8 @@ class Driver:
         return _checked(self._cuda, "cuModuleLoadData", (code, module))
 
     def unload(self, module: Any) -> None:
+        """Waits for all kernels, which may be its own."""
+        self._enter("cuCtxSynchronize")
         self._enter("cuModuleUnload", module)
 
     def function(self, module: Any, name: str, shared: int) -> Any:
@@ -153,7 +155,8 @@ class Driver:
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
         """What `enqueue` puts on the stream, as a graph to be replayed; nothing of it runs yet."""
-        mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        # Relaxed: the garbage collector may free memory of this thread's earlier runs meanwhile.
+        mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         with self._current():
             self._call("cuStreamBeginCapture", stream, mode)
             try:

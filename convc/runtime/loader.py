@@ -113,7 +113,8 @@ class Module:
         GPU; those that are row-major and 64-byte aligned are read in place. Results are those in `outputs`, written
         where they lie, else new arrays: numpy's, or where an input is on the GPU such as lie there too (DeviceArray).
         `stream` is a CUDA stream: a number, or an object of torch, CuPy or cuda.core; where all arrays are on the GPU
-        the run is only put there and not waited for. Without one the results are there on return.
+        the run is only put there and not waited for, and they must last until it is done. Without one the results are
+        there on return.
         Raises UsageError for wrong names and BadInputError for wrong arrays.
         """
         bound = self.bind(inputs, outputs, stream=stream)
