@@ -8,12 +8,13 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <emmintrin.h>
+
 #include "run.h"
 
 namespace {
 
 constexpr unsigned ZONE = 256;
-constexpr int STACKS = THREADS;
 
 // ---- device memory
 
@@ -29,6 +30,7 @@ uintptr_t global_top;
 // A cell of device memory: 2 bits of what, 10 of the launch, 20 of the block, or SEVERAL.
 constexpr uint32_t SEVERAL = 0xfffff;
 enum Was { WAS_READ = 1, WAS_WRITTEN = 2, WAS_ATOMIC = 3 };
+uint32_t read_by_one, read_by_several;  // of this block and launch
 uint32_t global_cell(uint32_t was, uint32_t block) { return was << 30 | launch_number << 20 | block; }
 
 template <class T>
@@ -246,8 +248,8 @@ const char* place(uintptr_t a) {
 }
 
 void check(uintptr_t a, unsigned n, How how, uint64_t pc) {
-  if (a - (uintptr_t)stacks < STACKS * (STACK + 4096)) {
-    if ((a - (uintptr_t)stacks) / (STACK + 4096) != uintptr_t(current) && !acting)
+  if (a - (uintptr_t)stacks < THREADS * STRIDE) {
+    if (a - (uintptr_t)own_stack >= STRIDE && !acting)
       fail("out of bounds", a, pc, "it %s %u bytes of the local memory of another thread", how == READ ? "reads" : "writes", n);
   } else if (in_shared(a)) {
     shared_access(a, n, how, pc, current);
@@ -257,6 +259,49 @@ void check(uintptr_t a, unsigned n, How how, uint64_t pc) {
     fail("out of bounds", a, pc, "it %s %u bytes at %s", how == READ ? "reads" : "writes", n, place(a));
   }
 }
+
+namespace {
+
+bool all_are(const uint32_t* four, uint32_t value) {
+  const __m128i same = _mm_cmpeq_epi32(_mm_loadu_si128((const __m128i*)four), _mm_set1_epi32(int(value)));
+  return _mm_movemask_epi8(same) == 0xffff;
+}
+
+// The accesses that are most frequent and change no cell: true where this is one.
+template <unsigned N, How HOW>
+inline bool is_plain(uintptr_t a) {
+  if (a - (uintptr_t)own_stack < STRIDE) return true;
+  if (N < 4 || HOW != READ) return false;
+  if (const uintptr_t at = a - (uintptr_t)shared; at < SHARED) {
+    const uint8_t owner = shared_owner[at / 16];
+    if (!owner || a < arrays[owner].begin || a + N > arrays[owner].end) return false;
+    for (unsigned i = 0; i < N; i += 4) {
+      const uint32_t w = wrote[at + i], r = has_read[at + i];
+      const bool ordered = (w >> 11) - birth < barrier_time - birth && (w & 2047) != PENDING;
+      const uint32_t who = r & 2047, warp = uint32_t(current) / 32;
+      const bool known = r >> 11 >= barrier_time && (who == WHOLE_BLOCK || who == uint32_t(current) ||
+                                                     (who == WARPS + warp && r >> 11 >= warp_time[warp]));
+      if (!ordered || !known || !all_are(wrote + at + i, w) || !all_are(has_read + at + i, r)) return false;
+    }
+    return true;
+  }
+  const uintptr_t at = a - (uintptr_t)global;
+  if (at >= GLOBAL) return false;
+  const Allocation& in = allocations[global_owner[at / ZONE]];
+  if (in.freed || a + N > in.end) return false;
+  for (unsigned i = 0; i < N; i += 4) {
+    const uint32_t c = global_cells[at + i];
+    if ((c != read_by_one && c != read_by_several) || !all_are(global_cells + at + i, c)) return false;
+  }
+  return true;
+}
+
+template <unsigned N, How HOW>
+inline __attribute__((always_inline)) void access(uintptr_t a, uint64_t pc) {
+  if (__builtin_expect(!is_plain<N, HOW>(a), 0)) check(a, N, HOW, pc);
+}
+
+}  // namespace
 
 void check_warp_read(uintptr_t a, unsigned n) {
   if (checking) shared_access(a, n, READ, 0, WARPS + current / 32);
@@ -290,6 +335,8 @@ void memory_of_block() {
     memset(has_read, 0, sizeof has_read);
     now = 0;
   }
+  read_by_one = global_cell(WAS_READ, block_number % SEVERAL);
+  read_by_several = global_cell(WAS_READ, SEVERAL);
   birth = barrier_time = ++now;
   for (uint32_t& t : warp_time) t = now;
   for (int i = 1; i <= array_count; ++i) memset((void*)arrays[i].begin, 0xff, arrays[i].end - arrays[i].begin);
@@ -415,13 +462,15 @@ void cuda_copy_wait(int groups) {
 // ---- what g++ calls: before every access (-fsanitize=thread), and where it sees a fault (-fsanitize=undefined's parts)
 
 #define PC (uint64_t)__builtin_return_address(0)
-#define HOOKS(N)                                                             \
-  void __tsan_read##N(void* p) { check((uintptr_t)p, N, READ, PC); }         \
-  void __tsan_write##N(void* p) { check((uintptr_t)p, N, WRITE, PC); }       \
-  void __tsan_unaligned_read##N(void* p) { check((uintptr_t)p, N, READ, PC); } \
-  void __tsan_unaligned_write##N(void* p) { check((uintptr_t)p, N, WRITE, PC); } \
-  void __tsan_volatile_read##N(void* p) { check((uintptr_t)p, N, READ, PC); } \
-  void __tsan_volatile_write##N(void* p) { check((uintptr_t)p, N, WRITE, PC); }
+#define HOOK(NAME, N, HOW) \
+  void __tsan_##NAME##N(void* p) { access<N, HOW>((uintptr_t)p, PC); }
+#define HOOKS(N)                      \
+  HOOK(read, N, READ)                 \
+  HOOK(write, N, WRITE)               \
+  HOOK(unaligned_read, N, READ)       \
+  HOOK(unaligned_write, N, WRITE)     \
+  HOOK(volatile_read, N, READ)        \
+  HOOK(volatile_write, N, WRITE)
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)

@@ -47,6 +47,8 @@ struct Thread {
 constexpr int THREADS = 1024;
 constexpr size_t STACK = 256 << 10, SHARED = 512 << 10, GLOBAL = 32ull << 30;
 
+#pragma GCC visibility push(hidden)
+
 extern Thread threads[THREADS];
 extern int thread_count, current;    // `current` is the thread that runs, or in whose name a warp acts
 extern Three block_at, block_extent, grid_extent;
@@ -55,7 +57,8 @@ extern uint64_t arguments[256];      // of the kernel
 extern unsigned argument_count;
 extern bool checking;                // the kernels call the hooks
 extern bool acting;                  // a warp acts, on the scheduler's stack
-extern char* stacks;
+extern char *stacks, *own_stack;
+constexpr size_t GUARD = 4096, STRIDE = STACK + GUARD;  // of the stacks, each above a page that nobody may touch
 
 // The clock advances at every barrier. An access at time T of this block is ordered before the running thread's if T is
 // before `barrier_time`, or T is before `warp_time` of its warp and the same warp made it.
@@ -64,7 +67,6 @@ extern uint32_t now, birth, barrier_time, warp_time[THREADS / 32];
 [[noreturn]] void fail(const char* kind, uint64_t address, uint64_t pc, const char* format, ...)
     __attribute__((format(printf, 4, 5)));
 
-extern "C" Fault cuda_fault;
 // Waits at `line` of the text for the lanes of `mask`, which then act together.
 extern "C" void cuda_together(int line, unsigned mask, Together together, void* args);
 
@@ -78,3 +80,7 @@ void memory_of_block();
 bool in_shared(uintptr_t address);
 unsigned shared_bytes();
 const char* place(uintptr_t address);  // "byte 4 of shared array A": in a static buffer
+
+#pragma GCC visibility pop
+
+extern "C" Fault cuda_fault;

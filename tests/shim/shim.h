@@ -55,10 +55,11 @@ struct dim3 {
 
 extern "C" {
 // A coroutine never changes its indices, so the compiler may keep them: hence `const`.
-uint3 cuda_thread_index() __attribute__((const));
-uint3 cuda_block_index() __attribute__((const));
-uint3 cuda_block_extent() __attribute__((const));
-uint3 cuda_grid_extent() __attribute__((const));
+// x in the low 32 bits, then y and z with 16 each: a scalar, since g++ calls again and again for a structure.
+uint64_t cuda_thread_index() __attribute__((const));
+uint64_t cuda_block_index() __attribute__((const));
+uint64_t cuda_block_extent() __attribute__((const));
+uint64_t cuda_grid_extent() __attribute__((const));
 unsigned cuda_lane() __attribute__((const));
 
 int cuda_barrier(int line, int count);
@@ -90,10 +91,11 @@ void cuda_mma(int line, int m, int k, int a_type, int b_type, int d_type, int sa
               const unsigned* b, const unsigned* c);
 }
 
-#define threadIdx (cuda_thread_index())
-#define blockIdx (cuda_block_index())
-#define blockDim (cuda_block_extent())
-#define gridDim (cuda_grid_extent())
+inline uint3 cuda_three(uint64_t packed) { return {unsigned(packed), unsigned(packed >> 32 & 0xffff), unsigned(packed >> 48)}; }
+#define threadIdx (cuda_three(cuda_thread_index()))
+#define blockIdx (cuda_three(cuda_block_index()))
+#define blockDim (cuda_three(cuda_block_extent()))
+#define gridDim (cuda_three(cuda_grid_extent()))
 static const int warpSize = 32;
 
 #define __syncthreads() ((void)cuda_barrier(__LINE__, 0))

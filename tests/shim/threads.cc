@@ -15,7 +15,7 @@ uint32_t block_number, launch_number;
 uint64_t arguments[256];
 unsigned argument_count;
 bool checking, acting;
-char* stacks;
+char *stacks, *own_stack;
 uint32_t now, birth, barrier_time, warp_time[THREADS / 32];
 extern "C" {
 Fault cuda_fault;
@@ -47,7 +47,6 @@ cuda_switch:
 namespace {
 
 struct Failed {};
-constexpr size_t GUARD = 4096, STRIDE = STACK + GUARD;
 void* scheduler;
 bool failed;
 int barrier_count;
@@ -78,9 +77,12 @@ void prepare(int i) {
 
 void resume(int i) {
   current = i;
+  own_stack = stacks + i * STRIDE;
   cuda_switch(&scheduler, threads[i].stack_pointer);
   if (failed) throw Failed();
 }
+
+uint64_t packed(const Three& t) { return uint64_t(t.z) << 48 | uint64_t(t.y) << 32 | t.x; }
 
 const char* doing(const Thread& t) {
   static char text[2][80];
@@ -191,10 +193,10 @@ void fail(const char* kind, uint64_t address, uint64_t pc, const char* format, .
 
 extern "C" {
 
-Three cuda_thread_index() { return threads[current].at; }
-Three cuda_block_index() { return block_at; }
-Three cuda_block_extent() { return block_extent; }
-Three cuda_grid_extent() { return grid_extent; }
+uint64_t cuda_thread_index() { return packed(threads[current].at); }
+uint64_t cuda_block_index() { return packed(block_at); }
+uint64_t cuda_block_extent() { return packed(block_extent); }
+uint64_t cuda_grid_extent() { return packed(grid_extent); }
 unsigned cuda_lane() { return current & 31; }
 
 int cuda_barrier(int line, int count) {
