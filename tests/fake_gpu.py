@@ -7,15 +7,18 @@ allocated just then.
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import handmade
 import numpy as np
+import pytest
 
 from convc.errors import BudgetError, ConvcError
 from convc.ir import Array, TensorType
@@ -23,6 +26,7 @@ from convc.launch import Launch, Temporary, Three, Usage
 from convc.plan.plan import Plan, Slot
 from convc.runtime.artifact import Artifact
 from convc.runtime.dlpack import FRESH, _Managed, _pointer
+from convc.runtime.driver import Driver
 from convc.runtime.memory import address, aligned_empty
 from convc.runtime.package import package
 from convc.target import parse_target
@@ -305,3 +309,13 @@ class Tensor:
         lent = _Managed.from_address(_pointer(capsule, FRESH)).tensor  # numpy's, moved to the GPU
         lent.device_type, lent.device_id = self.__dlpack_device__()
         return capsule
+
+
+@contextmanager
+def only_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    """The only GPU of this machine. At the end nothing of it may be held."""
+    fake = FakeDriver()
+    monkeypatch.setattr(Driver, "open", staticmethod(lambda ordinal=0: fake))
+    yield fake
+    gc.collect()
+    assert fake.held == (0, 0, 0, 0, 0)
