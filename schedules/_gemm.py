@@ -247,6 +247,8 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """block of pixels, block of channels, part | threads | steps, each by way of shared memory | k | registers."""
     from tvm import tirx
 
+    from convc.lower.simple import simplify_indices
+
     acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
     for name in _sblocks(sch):
         if name == "t" or (name == "y" and c["sk"] == 1):
@@ -254,6 +256,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     rank = 2 + p.rank + (c["yb"] > 1)
     matrix = tirx.IndexMap.from_func(lambda *index: _matrix(index, p, c), ndim=rank, index_dtype="int32")
     sch.transform_block_layout(z, matrix)
+    simplify_indices(sch, z)
     if c["sk"] == 1:
         thread = _bind_tiles(sch, z, c)
         sch.set_scope(acc, 0, "local")

@@ -1,0 +1,41 @@
+"""The indices of an sblock, simplified: after a change of its loops they still go by way of the old ones, and what a
+tile reads cannot be told from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir import TensorLoad
+from tvm.s_tir import Schedule
+from tvm.sym import Analyzer
+
+
+def simplify_indices(sch: Schedule, sblock: Any) -> None:
+    """In place."""
+    place = sch.get_sref(sblock)
+    old = place.stmt
+    analyzer = Analyzer()
+    for axis in old.iter_vars:
+        analyzer.bind(axis.var, axis.dom)
+
+    def each(indices: Any) -> list[Any]:
+        return [analyzer.simplify(i) for i in indices]
+
+    def load(node: Any) -> Any:
+        return tirx.BufferLoad(node.source, each(node.indices))
+
+    def store(node: Any) -> Any:
+        return tirx.BufferStore(node.buffer, node.value, each(node.indices))
+
+    def region(found: Any) -> Any:
+        ranges = [tvm.ir.Range.from_min_extent(*each((r.min, r.extent))) for r in found.region]
+        return tirx.BufferRegion(found.source, ranges)
+
+    body = tvm_ffi.structural_map(old.body, [(TensorLoad, load), (tirx.BufferStore, store)])
+    reads, writes = [region(r) for r in old.reads], [region(r) for r in old.writes]
+    rest = old.name_hint, body, old.init, old.alloc_buffers, old.match_buffers, old.annotations
+    new = s_tir.SBlock(old.iter_vars, reads, writes, *rest)
+    sch.state.replace(place, new, {old: new})
