@@ -322,7 +322,10 @@ class Event:
 
 @contextlib.contextmanager
 def on_shim(*, capability: tuple[int, int] = (8, 0), checked: bool = True) -> Iterator[ShimDriver]:
-    """Builds keep the source text in place of a fat binary, and artifacts for GPUs load on the driver that is given."""
+    """Builds keep the source text in place of a fat binary, and artifacts for GPUs load on the driver that is given.
+
+    The cache of objects keeps these texts apart from code, as it keeps the code of different compilers.
+    """
     from convc.launch import Usage
 
     driver = ShimDriver(capability, checked=checked)
@@ -334,6 +337,7 @@ def on_shim(*, capability: tuple[int, int] = (8, 0), checked: bool = True) -> It
 
     with (
         mock.patch("convc.lower.nvcc.compile_source", compile_source),
+        mock.patch("convc.lower.nvcc.version", lambda: "none: source text for the shim"),
         mock.patch("convc.runtime.driver.Driver.open", lambda ordinal=0: driver),
     ):
         yield driver

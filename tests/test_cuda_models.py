@@ -45,8 +45,8 @@ def _tall(g: int, t: int, i: int) -> tuple[int, int]:
 
 TF32_4 = Shape(16, 4, (2, 1, 4), lambda g, t, i: (g + 8 * i, t), lambda g, t, i: (t, g), _tall)
 TF32_8 = Shape(
-    16, 8, (4, 2, 4), lambda g, t, i: (g if i in (0, 2) else g + 8, t if i < 2 else t + 4), lambda g, t, i: (t + 4 * i, g),
-    _tall,
+    16, 8, (4, 2, 4), lambda g, t, i: (g if i in (0, 2) else g + 8, t if i < 2 else t + 4),
+    lambda g, t, i: (t + 4 * i, g), _tall,
 )  # fmt: skip
 F16_8 = Shape(
     16, 8, (4, 2, 4), lambda g, t, i: (g if i < 2 else g + 8, 2 * t + i % 2), lambda g, t, i: (2 * t + i, g), _tall
@@ -125,9 +125,12 @@ def mma(name: str, a: Array, b: Array, c: Array, shape: Shape) -> Array:
 def test_mma_multiplies_matrices_in_the_layout_of_the_isa(name: str) -> None:
     shape, a_type, b_type, c_type = MMA[name]
     rng = np.random.default_rng(0)
-    low, high = (-2, 3) if c_type == F16 else (-128, 128)  # sums stay exact
-    a = rng.integers(max(low, 0 if a_type == U8 else low), high + 127 * (a_type == U8), (shape.m, shape.k)).astype(a_type)
-    b = rng.integers(max(low, 0 if b_type == U8 else low), high + 127 * (b_type == U8), (shape.k, 8)).astype(b_type)
+
+    def matrix(dtype: np.dtype, *extents: int) -> Array:
+        low, high = (0, 256) if dtype == U8 else (-2, 3) if c_type == F16 else (-128, 128)  # sums stay exact
+        return rng.integers(low, high, extents).astype(dtype)
+
+    a, b = matrix(a_type, shape.m, shape.k), matrix(b_type, shape.k, 8)
     c = rng.integers(-500, 500, (shape.m, 8)).astype(c_type)
     exact = a.astype(np.int64) @ b.astype(np.int64) + c.astype(np.int64)
     assert np.array_equal(mma(name, a, b, c, shape).astype(np.int64), exact)
@@ -271,8 +274,9 @@ def test_conversions_round_to_nearest_even(kind: str) -> None:
     exact = np.sort(every(dtype).astype(np.float32))
     middles = ((exact[1:].astype(np.float64) + exact[:-1]) / 2).astype(np.float32)
     hard = np.concatenate([exact, middles, [65519.0, 65520, 3.39e38, 3.4e38, 1e-8, 2**-25, np.inf, -np.inf]])
-    hard = np.concatenate([np.nextafter(hard, -np.inf, dtype=np.float32), hard, np.nextafter(hard, np.inf, dtype=np.float32)])
-    hard = np.resize(hard.astype(np.float32), (len(hard) + 1023) // 1024 * 1024)
+    hard = hard.astype(np.float32)
+    hard = np.concatenate([np.nextafter(hard, np.float32(-np.inf)), hard, np.nextafter(hard, np.float32(np.inf))])
+    hard = np.resize(hard, (len(hard) + 1023) // 1024 * 1024)
     body = f"""const int i = blockIdx.x * 1024 + threadIdx.x;
       y[i] = __float2{word}_rn(x[i]);
       z[i] = __{word}2float(y[i]);"""
@@ -339,7 +343,8 @@ def test_dp4a_multiplies_bytes_of_either_sign() -> None:
       y[t] = __dp4a((int)a[t], (int)b[t], t);
       y[t + 64] = (int)__dp4a(a[t], b[t], (unsigned)t);
       asm volatile("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(y[t + 128]) : "r"(a[t]), "r"(b[t]), "r"(t));"""
-    *_, y = run(kernel("unsigned* a, unsigned* b, int* y", body), a.view(np.uint32), b.view(np.uint32), np.zeros(192, np.int32))
+    words = [each.view(np.uint32) for each in (a, b)]
+    *_, y = run(kernel("unsigned* a, unsigned* b, int* y", body), *words, np.zeros(192, np.int32))
     signed, plain = (tuple(each.view(kind).astype(int) for each in (a, b)) for kind in (np.int8, np.uint8))
     pairs = ((signed[0], signed[1]), (plain[0], plain[1]), (plain[0], signed[1]))
     assert np.array_equal(y.reshape(3, 64), [(p * q).sum(1) + np.arange(64) for p, q in pairs])
