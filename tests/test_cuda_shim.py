@@ -306,3 +306,111 @@ def test_every_fault_is_caught_where_it_is(name: str) -> None:
     assert (caught.value.kind, "// here" in caught.value.source) == (kind, True), str(caught.value)
     assert words in str(caught.value)
     assert "kernel f, block (" in str(caught.value)
+
+
+def test_right_code_is_let_alone() -> None:
+    """Barriers of blocks and warps, copies that are waited for, bytes side by side, reads by all of what one wrote."""
+    y = body("""
+        __shared__ float s[64];
+        __shared__ alignas(16) float copied[2][256];
+        __shared__ signed char bytes[64];
+        const int t = threadIdx.x;
+        copy16(copied[0] + 4 * t, x);
+        commit();
+        for (int i = 0; i < 3; ++i) {
+          copy16(copied[(i + 1) % 2] + 4 * t, x + 4 * i);
+          commit();
+          wait<1>();
+          __syncthreads();
+          y[t] += copied[i % 2][255 - 4 * t];
+          __syncthreads();
+        }
+        wait<0>();
+        s[t] = x[t];
+        bytes[t] = t;
+        __syncwarp();
+        float sum = s[t ^ 1] + bytes[t ^ 31];
+        __syncwarp();
+        s[t ^ 2] = sum;
+        __syncthreads();
+        if (t == 0) s[0] = 1;
+        __syncthreads();
+        y[t] += s[0];
+        """)
+    assert np.array_equal(y[:64], np.full(64, 3.0 + 3 + 7 + 1, np.float32))
+
+
+def test_fresh_memory_is_nan_and_freed_memory_is_out_of_bounds() -> None:
+    driver = ShimDriver()
+    function = driver.function(driver.load(f"{HEAD} y[threadIdx.x] = x[threadIdx.x]; }}".encode()), "f", 0)
+    x, y = (driver.allocate(256) for _ in range(2))
+    driver.launch(function, (1, 1, 1), (64, 1, 1), 0, [x, y])
+    found = np.empty(64, np.float32)
+    driver.copy_out(found, y)
+    assert np.isnan(found).all()
+    driver.free(x)
+    with pytest.raises(Fault, match="freed"):
+        driver.launch(function, (1, 1, 1), (64, 1, 1), 0, [x, y])
+    with pytest.raises(ValueError, match="not in one allocation"):
+        driver.copy_out(np.empty(65, np.float32), y)
+
+
+def test_a_graph_runs_its_launches_and_copies_when_it_is_replayed() -> None:
+    driver = ShimDriver()
+    function = driver.function(driver.load(f"{HEAD} y[threadIdx.x] += x[threadIdx.x]; }}".encode()), "f", 0)
+    x, y = (driver.allocate(256) for _ in range(2))
+    driver.copy_in(x, FLOATS[:64])
+    stream, other = driver.stream(), driver.stream()
+    given, found = np.ones(64, np.float32), np.empty(64, np.float32)
+    first, last = driver.event(timed=True), driver.event(timed=True)
+
+    def enqueue() -> None:
+        driver.record(first, stream, in_graph=True)
+        driver.copy_in(y, given, stream)
+        driver.launch(function, (1, 1, 1), (64, 1, 1), 0, [x, y], stream)
+        driver.record(last, stream, in_graph=True)
+
+    graph = driver.capture(stream, enqueue)
+    assert driver.launches == 0
+    driver.replay(graph, other)
+    driver.replay(graph, other)
+    driver.copy_out(found, y, other)
+    assert driver.launches == 2 and np.array_equal(found, FLOATS[:64] + 1)
+    assert driver.elapsed(first, last) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "extents"),
+    [
+        ("a block of", {"block": (512, 2, 2)}), ("a block of", {"block": (1, 1, 128)}),
+        ("a grid of", {"grid": (1, 70000, 1)}), ("bytes of shared memory", {"shared": 164 << 10}),
+    ],
+)  # fmt: skip
+def test_a_launch_beyond_the_device_is_refused(words: str, extents: dict[str, Any]) -> None:
+    with pytest.raises(Fault, match=words) as caught:
+        body("", **extents)
+    assert caught.value.kind == "launch"
+
+
+def test_shared_memory_must_be_asked_for_and_arguments_be_complete() -> None:
+    driver = ShimDriver((9, 0))
+    function = driver.function(driver.load(f"{HEAD}}}".encode()), "f", 227 << 10)
+    driver.launch(function, (1, 1, 1), (1, 1, 1), 227 << 10, [0, 0])
+    with pytest.raises(Fault, match="asked for"):
+        driver.launch(driver.function(function.program, "f", 0), (1, 1, 1), (1, 1, 1), 49 << 10, [0, 0])
+    with pytest.raises(Fault, match="1 arguments for the parameters x, y"):
+        driver.launch(function, (1, 1, 1), (1, 1, 1), 0, [0])
+
+
+def test_without_checks_values_are_the_same_and_a_missing_barrier_passes() -> None:
+    text = f"{HEAD} __shared__ float s[64]; s[threadIdx.x] = x[threadIdx.x]; y[threadIdx.x] = s[threadIdx.x / 2]; }}"
+    with pytest.raises(Fault):
+        run(text, FLOATS, FLOATS)
+    assert np.array_equal(run(text, FLOATS, FLOATS, checked=False)[1][:64], FLOATS[np.arange(64) // 2])
+    with pytest.raises(Fault, match="misaligned"):
+        run(f"{HEAD} *(float4*)(y + 1) = *(float4*)x; }}", FLOATS, FLOATS, checked=False)
+
+
+def test_what_the_compiler_refuses_is_told_in_its_words() -> None:
+    with pytest.raises(ValueError, match="unknown_function"):
+        body("unknown_function(x);")

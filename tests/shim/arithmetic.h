@@ -3,6 +3,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include <limits>
+
 // glibc declares some of the fast functions' names itself, so these are macros.
 #define __expf expf
 #define __exp10f exp10f
@@ -54,11 +56,10 @@ inline double __longlong_as_double(long long x) { return cuda_shim::from_bits<do
 // Conversions of floating point saturate and turn NaN into 0.
 template <class T>
 inline T cuda_saturate(double x) {
-  const double least = sizeof(T) == 8 ? (std::is_signed<T>::value ? -0x1p63 : 0) : (std::is_signed<T>::value ? -0x1p31 : 0);
-  const double above = std::is_signed<T>::value ? (sizeof(T) == 8 ? 0x1p63 : 0x1p31) : (sizeof(T) == 8 ? 0x1p64 : 0x1p32);
+  using limits = std::numeric_limits<T>;
   if (x != x) return 0;
-  if (x <= least) return T(least);
-  return x >= above ? T(T(-1) < T(0) ? ~(T(1) << (8 * sizeof(T) - 1)) : T(-1)) : T(x);
+  if (x <= double(limits::min())) return limits::min();
+  return x >= ldexp(1.0, limits::digits) ? limits::max() : T(x);
 }
 #define CUDA_CASTS(FROM, TO, T)                                                             \
   inline T __##FROM##2##TO##_rn(FROM x) { return cuda_saturate<T>(nearbyint(x)); }          \

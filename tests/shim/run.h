@@ -1,4 +1,4 @@
-// What the three parts of the shim's run time share: the threads of the block that runs, the clock that orders their
+// What the parts of the shim's run time share: the threads of the block that runs, the clock that orders their
 // accesses, and the one fault that ends a launch.
 #pragma once
 #include <stddef.h>
@@ -10,7 +10,7 @@ struct Three {
   unsigned x, y, z;
 };
 
-// `kind` is one of the words of cuda_shim.Fault; `pc` an address in the kernel's code, or 0, `line` a line of its text, or 0.
+// `pc` is an address in the kernel's code, `line` a line of its text; 0 where they are not known.
 struct Fault {
   const char* kind;
   Three block, thread;
@@ -29,7 +29,7 @@ struct Copy {
   uint8_t data[16];
 };
 
-// What the lanes of a warp do together, once all of the mask have come: `args` are theirs, null where a lane is not of the mask.
+// What the lanes of a warp do together: `args` are theirs, null where a lane is not of the mask.
 typedef void (*Together)(void* const* args, unsigned mask);
 
 struct Thread {
@@ -45,18 +45,18 @@ struct Thread {
 };
 
 constexpr int THREADS = 1024;
-constexpr size_t STACK = 256 << 10, SHARED = 512 << 10, GLOBAL = 32ull << 30;
+constexpr size_t STACK = 256 << 10, SHARED = 512 << 10, DEVICE = 64ull << 30;
 
 #pragma GCC visibility push(hidden)
 
 extern Thread threads[THREADS];
-extern int thread_count, current;    // `current` is the thread that runs, or in whose name a warp acts
+extern int thread_count, current;  // `current` is the thread that runs, or in whose name a warp acts
 extern Three block_at, block_extent, grid_extent;
 extern uint32_t block_number, launch_number;
-extern uint64_t arguments[256];      // of the kernel
+extern uint64_t arguments[256];  // of the kernel
 extern unsigned argument_count;
-extern bool checking;                // the kernels call the hooks
-extern bool acting;                  // a warp acts, on the scheduler's stack
+extern bool checking;  // the kernels call the hooks
+extern bool acting;  // a warp acts, on the scheduler's stack
 extern char *stacks, *own_stack;
 constexpr size_t GUARD = 4096, STRIDE = STACK + GUARD;  // of the stacks, each above a page that nobody may touch
 
@@ -77,9 +77,7 @@ void check_warp_read(uintptr_t address, unsigned bytes);
 
 void memory_of_launch(unsigned dynamic_shared);
 void memory_of_block();
-bool in_shared(uintptr_t address);
-unsigned shared_bytes();
-const char* place(uintptr_t address);  // "byte 4 of shared array A": in a static buffer
+const char* place(uintptr_t address);  // "byte 4 of the shared array A of 64 bytes", in a static buffer
 
 #pragma GCC visibility pop
 

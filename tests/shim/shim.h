@@ -1,6 +1,6 @@
 // CUDA C++ on the host: what emitted kernels see in place of CUDA's own headers. It is included in front of a kernel's
 // text by tests/cuda_shim.py, which has rewritten `__shared__` declarations and inline PTX into calls of the functions
-// declared here. They live in threads.cc, memory.cc and warp.cc.
+// declared here. They live in the other files of this folder.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -91,7 +91,9 @@ void cuda_mma(int line, int m, int k, int a_type, int b_type, int d_type, int sa
               const unsigned* b, const unsigned* c);
 }
 
-inline uint3 cuda_three(uint64_t packed) { return {unsigned(packed), unsigned(packed >> 32 & 0xffff), unsigned(packed >> 48)}; }
+inline uint3 cuda_three(uint64_t packed) {
+  return {unsigned(packed), unsigned(packed >> 32 & 0xffff), unsigned(packed >> 48)};
+}
 #define threadIdx (cuda_three(cuda_thread_index()))
 #define blockIdx (cuda_three(cuda_block_index()))
 #define blockDim (cuda_three(cuda_block_extent()))

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "run.h"
+#include "memory.h"
 
 Thread threads[THREADS];
 int thread_count, current;
@@ -61,7 +61,7 @@ void to_scheduler() { cuda_switch(&threads[current].stack_pointer, scheduler); }
   abort();
 }
 
-// The tops of the stacks are staggered: at one distance of a power of two they would all share a few sets of the caches.
+// The tops of the stacks are staggered: at a distance that is a power of two they would share a few sets of the caches.
 void prepare(int i) {
   const uintptr_t top = (uintptr_t)stacks + (i + 1) * STRIDE - (size_t(i) * 1088 & 16383);
   uint64_t* s = (uint64_t*)(top & ~uintptr_t(63));
@@ -89,16 +89,21 @@ const char* doing(const Thread& t) {
   static int turn;
   char* out = text[turn ^= 1];
   if (t.state == DONE) return "has ended";
-  snprintf(out, sizeof text[0], t.state == AT_BARRIER ? "waits at the barrier of line %d" : "waits for its warp at line %d",
-           t.line);
+  const char* where = t.state == AT_BARRIER ? "at the barrier of" : "for its warp at";
+  snprintf(out, sizeof text[0], "waits %s line %d", where, t.line);
   return out;
 }
 
 [[noreturn]] void diverged(int waits, int other) {
   current = waits;
   cuda_fault.line = threads[waits].line;
-  const Thread& t = threads[other];
-  fail("divergence", 0, 0, "it %s, while thread (%u, %u, %u) %s", doing(threads[waits]), t.at.x, t.at.y, t.at.z, doing(t));
+  const Thread &t = threads[waits], &o = threads[other];
+  fail("divergence", 0, 0, "it %s, while thread (%u, %u, %u) %s", doing(t), o.at.x, o.at.y, o.at.z, doing(o));
+}
+
+// Whether `o` waits for the same operation of its warp as `t`.
+bool together(const Thread& t, const Thread& o) {
+  return o.state == AT_WARP && o.line == t.line && o.together == t.together && o.mask == t.mask;
 }
 
 // Does what some lanes of the warp wait for together; false where none can go on.
@@ -113,7 +118,7 @@ bool act(int first, int last) {
     for (int j = first; j < last; ++j) {
       if (!(t.mask >> (j - first) & 1)) continue;
       const Thread& o = threads[j];
-      if (o.state != AT_WARP || o.line != t.line || o.together != t.together || o.mask != t.mask) {
+      if (!together(t, o)) {
         all = false;
         break;
       }
@@ -142,11 +147,8 @@ void run_warp(int first, int last) {
     if (waits < 0) return;
     if (act(first, last)) continue;
     const Thread& w = threads[waits];
-    for (int i = first; i < last; ++i) {
-      const Thread& o = threads[i];
-      if (w.mask >> (i - first) & 1 && (o.state != AT_WARP || o.line != w.line || o.together != w.together || o.mask != w.mask))
-        diverged(waits, i);
-    }
+    for (int i = first; i < last; ++i)
+      if (w.mask >> (i - first) & 1 && !together(w, threads[i])) diverged(waits, i);
   }
 }
 
@@ -213,7 +215,7 @@ void cuda_together(int line, unsigned mask, Together together, void* args) {
   Thread& t = threads[current];
   if (!(mask >> (current & 31) & 1)) {
     cuda_fault.line = line;
-    fail("divergence", 0, 0, "it takes part at line %d in an operation of a warp whose mask %08x leaves it out", line, mask);
+    fail("divergence", 0, 0, "it takes part in an operation of a warp whose mask %08x leaves it out", mask);
   }
   t.state = AT_WARP;
   t.line = line;
@@ -237,11 +239,10 @@ void cuda_trap(int line) {
 }
 
 // Runs one launch, blocks in the order of their numbers. 0, or 1 where `cuda_fault` says what went wrong.
-int cuda_launch(void (*call)(const uint64_t*), const uint64_t* args, unsigned count, const unsigned* grid, const unsigned* block,
-                unsigned shared, int checks) {
+int cuda_launch(void (*call)(const uint64_t*), const uint64_t* args, unsigned count, const unsigned* grid,
+                const unsigned* block, unsigned shared, int checks) {
   if (!stacks) {
-    stacks = (char*)mmap(nullptr, THREADS * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stacks == MAP_FAILED) abort();
+    stacks = reserve(THREADS * STRIDE);
     for (int i = 0; i < THREADS; ++i) mprotect(stacks + i * STRIDE, GUARD, PROT_NONE);
   }
   cuda_fault = Fault();

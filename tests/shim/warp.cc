@@ -13,13 +13,14 @@ struct Shuffle {
   uint64_t result;
 };
 
-// A lane whose source is outside its segment keeps its own value; a source that takes no part gives 0xff.. instead of a value.
+// A lane whose source is outside its segment keeps its own value; a source that takes no part gives 0xff...
 void shuffle(void* const* args, unsigned mask) {
   for (int lane = 0; lane < 32; ++lane) {
     Shuffle* s = (Shuffle*)args[lane];
     if (!s) continue;
     const int start = lane & ~(s->width - 1), end = start + s->width;
-    int from = s->mode == 0 ? start + (s->by & (s->width - 1)) : s->mode == 1 ? lane - s->by : s->mode == 2 ? lane + s->by : lane ^ s->by;
+    const int sources[] = {start + (s->by & (s->width - 1)), lane - s->by, lane + s->by, lane ^ s->by};
+    int from = sources[s->mode];
     if (from < start && s->mode == 1) from = lane;
     if (from >= end) from = lane;
     s->result = mask >> from & 1 ? ((Shuffle*)args[from])->bits : ~0ull;
@@ -79,14 +80,16 @@ void ldmatrix(void* const* args, unsigned mask) {
     current = warp + row;
     const unsigned address = ((Matrices*)args[row])->address;
     const void* from = cuda_from_shared(address);
-    if (address % 16) fail("misaligned", (uint64_t)from, 0, "it reads a row of ldmatrix at %s", place((uintptr_t)from));
+    if (address % 16)
+      fail("misaligned", (uint64_t)from, 0, "it reads a row of ldmatrix at %s", place((uintptr_t)from));
     check_warp_read((uintptr_t)from, 16);
     memcpy(m[row / 8][row % 8], from, 16);
   }
   for (int lane = 0; lane < 32; ++lane)
     for (unsigned i = 0; i < first.count; ++i) {
       const int r = lane / 4, c = lane % 4 * 2;
-      const unsigned low = first.transposed ? m[i][c][r] : m[i][r][c], high = first.transposed ? m[i][c + 1][r] : m[i][r][c + 1];
+      const unsigned low = first.transposed ? m[i][c][r] : m[i][r][c];
+      const unsigned high = first.transposed ? m[i][c + 1][r] : m[i][r][c + 1];
       ((Matrices*)args[lane])->out[i] = low | high << 16;
     }
 }
@@ -112,7 +115,7 @@ int to_s32(int64_t x, int saturate) {
 
 // d = a b + c. The sum begins with c and takes the products in the order of k, each step rounded to float32 (the
 // hardware's order is not documented); float16 accumulators are rounded once, at the end. Integers are exact.
-// `PER` elements of `T` are in a register: of A, register r of the lane 4 g + t holds row g + 8 (r % 2) and columns from
+// `PER` elements of `T` are in a register: of A, register r of lane 4 g + t holds row g + 8 (r % 2) and columns from
 // t PER + 4 PER (r / 2), of B column g and the rows that these columns meet.
 template <class T, class SUM, T (*ELEMENT)(int, unsigned), int PER>
 void multiply(void* const* args) {
@@ -149,7 +152,8 @@ void multiply(void* const* args) {
         l.d[r] = cuda_shim::Half::round(s[0]) | unsigned(cuda_shim::Half::round(s[1])) << 16;
       } else {
         for (int e = 0; e < 2; ++e)
-          l.d[2 * r + e] = f.d_type == CUDA_F32 ? __float_as_uint(float(s[e])) : unsigned(to_s32(int64_t(s[e]), f.saturate));
+          l.d[2 * r + e] =
+              f.d_type == CUDA_F32 ? __float_as_uint(float(s[e])) : unsigned(to_s32(int64_t(s[e]), f.saturate));
       }
     }
   }
