@@ -76,7 +76,7 @@ def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[
                     continue
                 for sk in SPLITS:
                     if sk == 1 or steps(p, base) >= 4 * sk:
-                        yield {**base, "sk": sk}
+                        yield from ({**base, "sk": sk, "db": db} for db in (1, 0))
 
 
 def _fits(p: Problem, c: Config, target: GpuTarget) -> bool:
@@ -189,7 +189,7 @@ def _unravel(flat: Any, extents: Sequence[int]) -> list[Any]:
 
 
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
-    """col[group, step, k, pixel] from x; acc[part, pixel, channel], both cut into tiles; y in its layout."""
+    """col[group, step, k, pixel] from x; acc[part, pixel, channel], both cut into tiles; the same without tiles; y."""
     from tvm import te, tirx
 
     total, tall, wide = rows(p), block_rows(c), block_columns(c)
@@ -221,16 +221,19 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
 
     acc = te.compute(shape, product, name="acc")
 
-    def tiled(part: Any, m: Any, o: Any) -> Any:
+    def tiled(*index: Any) -> Any:
+        *part, m, o = index
         ty, tx = m // c["tm"] % c["ty"], o // c["tn"] % c["tx"]
-        return acc(part, m // tall, o // wide, ty, tx, m % c["tm"], o % c["tn"])
+        return acc(*(part or [0]), m // tall, o // wide, ty, tx, m % c["tm"], o % c["tn"])
 
+    parts = (c["sk"],) if c["sk"] > 1 else ()
+    matrix = te.compute((*parts, down * tall, across * wide), tiled, name="matrix")
     part = te.reduce_axis((0, c["sk"]), "part")
 
     def value(n: Any, ob: Any, *rest: Any) -> Any:
         pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
         m, o = _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
-        return te.sum(tiled(part, m, o), axis=[part]) if c["sk"] > 1 else tiled(0, m, o)
+        return te.sum(matrix(part, m, o), axis=[part]) if c["sk"] > 1 else matrix(m, o)
 
     extents = (p.mb, -(-p.oc // c["yb"]), *p.o) + ((c["yb"],) if c["yb"] > 1 else ())
     return te.compute(extents, value, name="y")
@@ -251,16 +254,19 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
 
     acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
     for name in _sblocks(sch):
-        if name == "t" or (name == "y" and c["sk"] == 1):
+        if name == "t" or (name == "y" and c["sk"] == 1) or (name == "matrix" and c["sk"] > 1):
             sch.compute_inline(sch.get_sblock(name))
     rank = 2 + p.rank + (c["yb"] > 1)
-    matrix = tirx.IndexMap.from_func(lambda *index: _matrix(index, p, c), ndim=rank, index_dtype="int32")
-    sch.transform_block_layout(z, matrix)
-    simplify_indices(sch, z)
+    flat = tirx.IndexMap.from_func(lambda *index: _matrix(index, p, c), ndim=rank, index_dtype="int32")
+    sch.transform_block_layout(z, flat)
+    simplify_indices(sch, z, same="matrix")
     if c["sk"] == 1:
-        thread = _bind_tiles(sch, z, c)
-        sch.set_scope(acc, 0, "local")
-        sch.compute_at(acc, thread, preserve_unit_loops=True)
+        thread = _bind_tiles(sch, z, p, c)
+        for sblock in (sch.get_sblock("matrix"), acc):
+            sch.set_scope(sblock, 0, "local")
+            sch.compute_at(sblock, thread, preserve_unit_loops=True)
+        for loop in sch.get_loops(sch.get_sblock("matrix"))[-2:]:
+            sch.unroll(loop)
         *_, i, j, step, k = sch.get_loops(acc)
         sch.reorder(step, k, i, j)
     else:
@@ -293,7 +299,7 @@ def _matrix(index: Sequence[Any], p: Problem, c: Config) -> tuple[Any, Any]:
     return _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
 
 
-def _bind_tiles(sch: Any, z: Any, c: Config) -> Any:
+def _bind_tiles(sch: Any, z: Any, p: Problem, c: Config) -> Any:
     """z's loops in the order of the accumulators; the loop at which a thread's tile must be complete."""
     from convc.lower.guard import GUARD
 
@@ -304,8 +310,11 @@ def _bind_tiles(sch: Any, z: Any, c: Config) -> Any:
     for axis, loop in zip(AXES[1:], (bi, bj, ty, tx), strict=True):
         sch.bind(loop, axis)
     sch.unroll(i)
+    together = VECTOR if p.oc % VECTOR == 0 and c["yb"] % VECTOR == 0 else 1
+    j, lane = sch.split(j, [None, together])
     sch.unroll(j)
-    sch.annotate(z, GUARD, 1)
+    sch.vectorize(lane)
+    sch.annotate(z, GUARD, [1, together])
     return tx
 
 
@@ -336,6 +345,13 @@ def _stage(sch: Any, acc: Any, step: Any, p: Problem, c: Config) -> None:
     sch.compute_at(w, step)
     flat, lane = sch.split(sch.fuse(*sch.get_loops(w)[-3:]), [None, weight_vector(c)])
     _copy(sch, flat, lane, c)
+    if c["db"]:
+        # While a step's tiles are multiplied, the next one's are on their way: asked for before, stored after.
+        for copied in (col, w):
+            sch.annotate(copied, "tirx.manifest_shared_memory_local_stage", 1)
+            sch.annotate(copied, "double_buffer_scope", 0)
+        sch.annotate(step, "software_pipeline_stage", [0, 0, 0, 0, 1])
+        sch.annotate(step, "software_pipeline_order", [0, 3, 1, 4, 2])
 
 
 def _vectorize(sch: Any, copy: Any) -> None:

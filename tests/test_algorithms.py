@@ -9,6 +9,7 @@ import functools
 import math
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from convc.algorithm import Algorithm, Choice, algorithms
 from convc.ir import Binary, Const, Conv, ConvTranspose, Input, MatMul, Node, TensorType, Unary
 from convc.layout import Layout
+from convc.plan.offers import ROUNDING
 from convc.plan.plan import Group, Kernel, Packing
 from convc.problem import Problem
 from convc.target import Target, host_features, parse_target
@@ -93,6 +95,14 @@ def call(fn: ctypes._CFuncPtr, *arrays: np.ndarray) -> None:
     assert fn(*(ctypes.c_void_p(a.ctypes.data) for a in arrays)) == 0
 
 
+def run_here(kernel: Kernel | Packing, target: Target, *arrays: np.ndarray) -> None:
+    """The last array is the result."""
+    call(function(kernel, target), *arrays)
+
+
+Run = Callable[..., None]
+
+
 def convolution(p: Problem, w: np.ndarray) -> tuple[Input, Node]:
     if p.kind == "matmul":
         x = Input("x", TensorType((*p.i, p.ic), p.dtype))
@@ -106,8 +116,10 @@ def convolution(p: Problem, w: np.ndarray) -> tuple[Input, Node]:
     return x, ConvTranspose(x, Const(w), None, p.s, tuple((q, q) for q in p.p), p.d, extra, p.g)
 
 
-def check(p: Problem, algorithm: Algorithm, config: dict[str, int], target: Target, *, epilogue: bool) -> None:
-    if not algorithm.grain(p, config):
+def check(
+    p: Problem, algorithm: Algorithm, config: dict[str, int], target: Target, *, epilogue: bool, run: Run = run_here
+) -> None:
+    if not algorithm.grain(p, config) and algorithm.kind == "cpu":
         p = replace(p, dtype="float64")
     grain = algorithm.grain(p, config)
     rng = np.random.default_rng(0)
@@ -124,7 +136,7 @@ def check(p: Problem, algorithm: Algorithm, config: dict[str, int], target: Targ
         nodes += [shifted, added, Unary("relu", added)]
         reads += [bias, residual]
         arrays += [bias.value, rng.integers(-9, 10, anchor.shape).astype(p.dtype)]
-    choice = Choice(algorithm.name, config)
+    choice = algorithm.choice(config)
     layouts, plain = [], p.kind == "matmul"
     for node in reads:
         if plain or node is anchor.args[1]:
@@ -142,10 +154,10 @@ def check(p: Problem, algorithm: Algorithm, config: dict[str, int], target: Targ
     packed = aligned(packed_shape(packing), p.dtype)
     raw = aligned(w.shape, p.dtype)
     raw[...] = w
-    call(function(packing, target), raw, packed)
+    run(packing, target, raw, packed)
     out = aligned(result.physical(anchor.shape), p.dtype)
     given_arrays = [laid_out(a, lay) for a, lay in zip(arrays, [layouts[0], *layouts[2:]], strict=True)]
-    call(function(kernel, target), given_arrays[0], packed, *given_arrays[1:], out)
+    run(kernel, target, given_arrays[0], packed, *given_arrays[1:], out)
     expected = {x: data, anchor.args[1]: w, **dict(zip(reads[2:], arrays[1:], strict=True))}
     for node in nodes:
         expected[node] = node.reference(*(expected[a] for a in node.args))
@@ -154,7 +166,7 @@ def check(p: Problem, algorithm: Algorithm, config: dict[str, int], target: Targ
         np.testing.assert_array_equal(found, wanted, err_msg=f"{p} {choice}")
     else:
         largest = anchor.reference(np.abs(data), np.abs(w)).max()
-        allowed = algorithm.error(p, config) * 2.0**-53 * largest
+        allowed = algorithm.error(p, config) * ROUNDING[p.dtype] * largest
         np.testing.assert_allclose(found, wanted, rtol=0, atol=allowed, err_msg=f"{p} {choice}")
 
 

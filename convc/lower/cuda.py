@@ -72,6 +72,7 @@ def _passes() -> Any:
             s_tir.transform.ConvertBlocksToOpaque(),
             s_tir.transform.LiftThreadBinding(),
             s_tir.transform.ManifestSharedMemoryLocalStage(),
+            s_tir.transform.StmtSimplify(),  # else a thread's tile is not seen to be but a part of the block's
             s_tir.transform.CompactBufferAllocation(),
             s_tir.transform.LowerAutoCopy(),
             s_tir.transform.UnifyThreadBinding(),

@@ -8,7 +8,9 @@ from typing import Any
 import tvm_ffi
 from tvm import s_tir, tirx
 
-GUARD = "convc.guard"  # annotation of an sblock whose loops were split with disable_predication
+# Annotation of an sblock whose loops were split with disable_predication: by axis, of how many elements each is there
+# or not there as one, so that a vector of them asks once.
+GUARD = "convc.guard"
 
 
 def guarded(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -20,7 +22,7 @@ def _guard(realize: Any) -> Any:
     block = realize.block
     if GUARD not in block.annotations:
         return realize
-    inside = [
-        value < axis.dom.extent for value, axis in zip(realize.iter_values, block.iter_vars, strict=True)
-    ]
+    together = [int(count) for count in block.annotations[GUARD]]
+    axes = zip(realize.iter_values, block.iter_vars, together, strict=True)
+    inside = [value // count < axis.dom.extent // count for value, axis, count in axes]
     return s_tir.SBlockRealize(realize.iter_values, tirx.all(realize.predicate, *inside), block)

@@ -13,8 +13,9 @@ from tvm.s_tir import Schedule
 from tvm.sym import Analyzer
 
 
-def simplify_indices(sch: Schedule, sblock: Any) -> None:
-    """In place."""
+def simplify_indices(sch: Schedule, sblock: Any, *, same: str = "") -> None:
+    """In place. The buffer called `same` is known to be read at the sblock's own indices: an axis of one element is
+    0 to the simplifier, which does not know of the tile that goes beyond it."""
     place = sch.get_sref(sblock)
     old = place.stmt
     analyzer = Analyzer()
@@ -24,13 +25,17 @@ def simplify_indices(sch: Schedule, sblock: Any) -> None:
     def each(indices: Any) -> list[Any]:
         return [analyzer.simplify(i) for i in indices]
 
+    own = [axis.var for axis in old.iter_vars]
+
     def load(node: Any) -> Any:
-        return tirx.BufferLoad(node.source, each(node.indices))
+        return tirx.BufferLoad(node.source, own if node.source.name == same else each(node.indices))
 
     def store(node: Any) -> Any:
         return tirx.BufferStore(node.buffer, node.value, each(node.indices))
 
     def region(found: Any) -> Any:
+        if found.source.name == same:
+            return tirx.BufferRegion(found.source, [tvm.ir.Range.from_min_extent(var, 1) for var in own])
         ranges = [tvm.ir.Range.from_min_extent(*each((r.min, r.extent))) for r in found.region]
         return tirx.BufferRegion(found.source, ranges)
 

@@ -1,0 +1,125 @@
+"""Is each algorithm for GPUs right? Every one of the table over drawn problems, its emitted CUDA run on the shim: exact
+on whole numbers, or within its bound where it mixes; in channels that pad a block lie values that are no numbers."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from cuda_shim import ShimDriver, needs_shim
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from test_algorithms import NETWORK_LAYERS, check, problems
+
+from convc.algorithm import Config, algorithms
+from convc.launch import Temporary
+from convc.lower.nvcc import find_nvcc
+from convc.plan.plan import Kernel, Packing
+from convc.problem import Problem
+from convc.target import GpuTarget, parse_target
+
+TARGETS = ["cuda/sm_75", "cuda/sm_90"]
+
+
+@functools.cache
+def machine(name: str) -> GpuTarget:
+    found = parse_target(name)
+    assert isinstance(found, GpuTarget)
+    return found
+
+
+def run_on_shim(kernel: Kernel | Packing, target: GpuTarget, *arrays: np.ndarray) -> None:
+    """The last array is the result; every access is checked."""
+    from convc.lower.cuda import source_of
+    from convc.lower.kernel import lower
+
+    source = source_of(lower(kernel, target), "kernel", target)
+    driver = ShimDriver(target.capability)
+    program = driver.load(source.text.encode())
+    places = [driver.allocate(a.nbytes) for a in arrays]
+    scratch = driver.allocate(max(source.scratch, 1))
+    for place, array in zip(places[:-1], arrays[:-1], strict=True):
+        driver.copy_in(place, array, 0)
+    for launch in source.launches:
+        args = [scratch + a.offset if isinstance(a, Temporary) else places[a] for a in launch.args]
+        function = driver.function(program, launch.kernel, launch.shared)
+        driver.launch(function, launch.grid, launch.block, launch.shared, args, 0)
+    driver.copy_out(arrays[-1], places[-1], 0)
+    for place in (*places, scratch):
+        driver.free(place)
+    driver.unload(program)
+
+
+def first_of_each_pair(configs: list[Config]) -> list[Config]:
+    """The best config between each two layouts."""
+    found: dict[tuple[int, int], Config] = {}
+    for config in configs:
+        found.setdefault((config["xb"], config["yb"]), config)
+    return list(found.values())
+
+
+@needs_shim
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", sorted(algorithms("cuda")))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(p=problems(), pick=st.integers(0, 1000), epilogue=st.booleans())
+def test_exact_on_integers(name: str, target: str, p: Problem, pick: int, epilogue: bool) -> None:
+    algorithm, p = algorithms("cuda")[name], p.canonical
+    assume(algorithm.refuses(p, machine(target)) is None)
+    configs = algorithm.space(p, machine(target))
+    assume(configs)
+    config = dict(configs[pick % len(configs)])
+    check(p, algorithm, config, machine(target), epilogue=epilogue, run=run_on_shim)
+
+
+@needs_shim
+@pytest.mark.parametrize("name", sorted(algorithms("cuda")))
+def test_first_guess_on_network_layers(name: str) -> None:
+    algorithm, target, tried = algorithms("cuda")[name], machine("cuda/sm_80"), 0
+    for text in NETWORK_LAYERS:
+        p = Problem.parse(text).canonical
+        if algorithm.refuses(p, target) is None and (configs := algorithm.space(p, target)):
+            check(p, algorithm, dict(configs[0]), target, epilogue=True, run=run_on_shim)
+            tried += 1
+    assert tried, f"{name} refuses every layer of the list"
+
+
+def has_nvcc() -> bool:
+    try:
+        return bool(find_nvcc())
+    except Exception:
+        return False
+
+
+LARGE = [
+    "mb1_ic64ih56_oc64oh56_kh3ph1", "mb32_ic64ih56_oc64oh56_kh3ph1", "mb1_ic3ih224_oc64oh112_kh7sh2ph3",
+    "mb1_ic512ih7_oc512oh7_kh3ph1", "mb1_ic2048ih7_oc512oh7_kh1", "mb64_ic96ih27_oc256oh27_kh5ph2",
+    "g32mb1_ic1024ih14_oc1024oh14_kh3ph1", "g96mb1_ic96ih112_oc96oh56_kh3sh2ph1", "matmul_ic2048iw1_oc1000",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@pytest.mark.parametrize("target", ["cuda/sm_80", "cuda/sm_90a"])
+@pytest.mark.parametrize("name", sorted(algorithms("cuda")))
+def test_what_spaces_offer_first_takes_what_they_say_and_spills_nothing(name: str, target: str) -> None:
+    """nvcc's own report of the first and last configs between each two layouts."""
+    from convc.lower.kernel import lower
+    from convc.lower.objects import compiled
+    from convc.tune.workload import Workload
+
+    algorithm, found = algorithms("cuda")[name], defaultdict(list)
+    for text in LARGE:
+        p = Problem.parse(text).canonical
+        if algorithm.refuses(p, machine(target)) is not None:
+            continue
+        configs = list(algorithm.space(p, machine(target)))
+        for config in (*first_of_each_pair(configs)[:2], configs[-1]):
+            kernel = Workload(p, "residual").kernel(algorithm.choice(config))
+            code = compiled(lower(kernel, machine(target)), "kernel", machine(target))
+            for kernel_name, usages in code.usage.items():
+                bad = [u for u in usages if u.spills or u.stack or u.shared > machine(target).l1]
+                found[text] += [(dict(config), kernel_name, u) for u in bad]
+    assert not {text: bad for text, bad in found.items() if bad}
