@@ -30,7 +30,7 @@ def translate(text: str) -> str:
     """`text` with every asm statement replaced, its lines kept where they are."""
     out, at = [], 0
     while match := STATEMENT.search(text, at):
-        end = _closing(text, match.end() - 1)
+        end = closing(text, match.end() - 1)
         tail = re.compile(r"\s*;").match(text, end)
         if not tail:
             raise ValueError(f"An asm statement does not end in a semicolon: {text[match.start():end]!r}.")
@@ -58,7 +58,7 @@ class Call:
         return (operand,) if isinstance(operand, str) else operand
 
 
-def _closing(text: str, opening: int) -> int:
+def closing(text: str, opening: int) -> int:
     """The place after the parenthesis that closes the one at `opening`, strings left out."""
     depth, at = 0, opening
     while at < len(text):
@@ -69,7 +69,7 @@ def _closing(text: str, opening: int) -> int:
         at += 1
         if not depth:
             return at
-    raise ValueError("An asm statement is not closed.")
+    raise ValueError(f"A parenthesis is not closed: {text[opening : opening + 80]!r}.")
 
 
 def _split(text: str, separator: str) -> list[str]:

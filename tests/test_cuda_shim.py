@@ -142,12 +142,19 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         for (int i = 0; i < 8; ++i) y[t] += local[i];
         """),
     "local array, vector": (
-        "out of bounds", "beyond the object", {}, """
+        "out of bounds", "16 bytes from element 8 of a local array of 8", {}, """
         const int t = threadIdx.x;
         alignas(64) float local[8];
-        for (int i = 0; i < 8; ++i) local[i] = x[i];
+        for (int i = 0; i < 2; ++i) *(float4*)(local + (i * 4)) = *(float4*)(x + (i * 4));
         if (t % 4 == 0)
           y[t] = (*(float4*)(local + (int)x[t])).y;  // here
+        """),
+    "local array, misaligned vector": (
+        "misaligned", "16 bytes from element 1 of a local array of 8", {}, """
+        const int t = threadIdx.x;
+        alignas(64) float local[8];
+        for (int i = 0; i < 2; ++i) *(float4*)(local + (i * 4)) = *(float4*)(x + (i * 4));
+        y[t] = (*(float4*)(local + (int)(x[t] + 1))).y;  // here
         """),
     "shared before any write": (
         "uninitialised", "no thread of the block has written", {}, """

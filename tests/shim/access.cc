@@ -16,10 +16,9 @@ bool all_are(const uint32_t* four, uint32_t value) {
   return _mm_movemask_epi8(same) == 0xffff;
 }
 
-// The accesses that are most frequent and change no cell: true where this is one.
+// The accesses beyond a thread's own stack that are most frequent and change no cell: true where this is one.
 template <unsigned N, How HOW>
 inline bool is_plain(uintptr_t a) {
-  if (a - (uintptr_t)own_stack < STRIDE) return true;
   if (N < 4 || HOW != READ) return false;
   if (const uintptr_t at = a - (uintptr_t)shared; at < SHARED) {
     const uint8_t owner = shared_owner[at / 16];
@@ -46,8 +45,14 @@ inline bool is_plain(uintptr_t a) {
 }
 
 template <unsigned N, How HOW>
+__attribute__((noinline)) void beyond(uintptr_t a, uint64_t pc) {
+  if (!is_plain<N, HOW>(a)) check(a, N, HOW, pc);
+}
+
+// A function of its own for all but the stack, so that the way out of the hooks is short.
+template <unsigned N, How HOW>
 inline __attribute__((always_inline)) void access(uintptr_t a, uint64_t pc) {
-  if (__builtin_expect(!is_plain<N, HOW>(a), 0)) check(a, N, HOW, pc);
+  if (a - (uintptr_t)own_stack >= STRIDE) beyond<N, HOW>(a, pc);
 }
 
 }  // namespace
@@ -138,13 +143,16 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}
 
+void cuda_bad_index(int outside, long index, unsigned bytes, unsigned count) {
+  fail(outside ? "out of bounds" : "misaligned", 0, PC, "it uses %u bytes from element %ld of a local array of %u", bytes,
+       index, count);
+}
+
 void __ubsan_handle_type_mismatch_v1(const void* data, uintptr_t a) {
   const uint8_t log = *((const uint8_t*)data + 24);
   cuda_fault.line = *((const int*)data + 2);
   const uintptr_t n = uintptr_t(1) << log;
-  if (a % n)
-    fail("misaligned", a, PC, "it uses %s as a type that is aligned to %lu bytes", place(a), (unsigned long)n);
-  fail("out of bounds", a, PC, "it uses memory beyond the object that it belongs to");
+  fail("misaligned", a, PC, "it uses %s as a type that is aligned to %lu bytes", place(a), (unsigned long)n);
 }
 void __ubsan_handle_out_of_bounds(const void* data, uintptr_t index) {
   const char* type = *((const char* const*)data + 2);  // after file, line and column: kind and info, then the name

@@ -120,7 +120,10 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __nanosleep(unsigned) {}
 #define __trap() cuda_trap(__LINE__)
-extern "C" void cuda_trap(int line);
+extern "C" {
+void cuda_trap(int line);
+[[noreturn]] void cuda_bad_index(int outside, long index, unsigned bytes, unsigned count);
+}
 
 namespace cuda_shim {
 
@@ -167,6 +170,19 @@ inline unsigned to_tf32(float x) {
 template <class T, size_t ALIGNMENT, int ID>
 inline T& shared_array(const char* name) {
   return *(T*)cuda_shared_array(ID, name, sizeof(T), ALIGNMENT ? ALIGNMENT : alignof(T));
+}
+
+// *(V*)(array + i), within the array. The address goes nowhere else, so that the array may live in registers.
+template <class V, class A>
+inline V& local_at(A& array, long i) {
+  if constexpr (std::is_array<A>::value) {
+    constexpr size_t size = sizeof(array[0]), least = alignof(V) / size;
+    const bool outside = i < 0 || i * size + sizeof(V) > sizeof(A);
+    if (outside || (least && i % least)) cuda_bad_index(outside, i, sizeof(V), sizeof(A) / size);
+    return *(V*)__builtin_assume_aligned(array + i, alignof(V));
+  } else {
+    return *(V*)(array + i);
+  }
 }
 
 template <class... P, size_t... I>
