@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WARP = 32  # threads
@@ -66,3 +66,8 @@ def capability(arch: str) -> tuple[int, int]:
     """(major, minor): sm_90a is 9.0."""
     digits = arch.removeprefix("sm_").rstrip("a")
     return int(digits[:-1]), int(digits[-1])
+
+
+def portable(archs: Sequence[str]) -> str | None:
+    """The newest of them whose PTX later GPUs can translate; None where all have instructions that later ones lack."""
+    return max((arch for arch in archs if arch not in FEATURES), key=capability, default=None)

@@ -211,8 +211,8 @@ def on_shim(*, capability: tuple[int, int] = (8, 0), checked: bool = True) -> It
         return text.encode(), usage
 
     with (
-        mock.patch("convc.lower.nvcc.compile_source", compile_source),
-        mock.patch("convc.lower.nvcc.version", lambda: "none: source text for the shim"),
+        mock.patch("convc.lower.gpu_compiler.compile_source", compile_source),
+        mock.patch("convc.lower.gpu_compiler.identity", lambda: ("none: source text for the shim",)),
         mock.patch("convc.runtime.driver.Driver.open", lambda ordinal=0: driver),
     ):
         yield driver

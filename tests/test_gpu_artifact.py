@@ -39,7 +39,7 @@ RULES = [
     (("sm_90",), False, (9, 1), True), (("sm_90a",), True, (10, 0), False), (("sm_90",), True, (10, 0), True),
     (("sm_75", "sm_86"), True, (8, 0), False), (("sm_75", "sm_86"), True, (8, 9), True),
     (("sm_80", "sm_90a"), False, (8, 9), True), (("sm_80", "sm_90a"), False, (9, 0), True),
-    (("sm_80", "sm_90a"), False, (7, 0), False), (("sm_80", "sm_90a"), True, (10, 0), False),
+    (("sm_80", "sm_90a"), False, (7, 0), False), (("sm_80", "sm_90a"), True, (10, 0), True),
 ]  # fmt: skip
 
 

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import re
+import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from convc.errors import ConvcError, MissingDependencyError
+from convc.errors import ConvcError
+from convc.gpu import portable
 from convc.launch import Usage
+from convc.lower.ptxas import usage_in
 from convc.target import GpuTarget
 
 # Sums may be contracted to fused multiply-adds, which round once less; nothing else that changes numbers is allowed.
 FLAGS = ("-std=c++17", "-O3", "--fatbin", "-Xptxas=-v", "--threads=1")
-_ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
-_FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-_USED = re.compile(r"Used (\d+) registers")
-_SHARED = re.compile(r"(\d+)(?:\+\d+)? bytes smem")
+PACKAGED = ("nvidia/cu*/bin", "nvidia/cuda_nvcc/bin")  # where pip puts it: from CUDA 13 on, and before
 
 
 def compile_source(text: str, target: GpuTarget) -> tuple[bytes, Mapping[str, tuple[Usage, ...]]]:
     """A fat binary for the target's architectures, and by kernel what each takes there.
 
-    Raises MissingDependencyError without nvcc and ConvcError where it refuses the text.
+    Raises ConvcError where nvcc refuses the text, with its words.
     """
     with tempfile.TemporaryDirectory(prefix="convc-") as folder:
         # Names are relative: they get into the binary, which shall be the same every time.
         (Path(folder) / "kernel.cu").write_text(text)
-        line = [find_nvcc(), *FLAGS, *_architectures(target), "-o", "kernel.fatbin", "kernel.cu"]
+        line = [find_nvcc() or "nvcc", *FLAGS, *_architectures(target), "-o", "kernel.fatbin", "kernel.cu"]
         done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ConvcError(f"nvcc refuses a kernel for {target.label}: {done.stderr.strip()[-2000:]}")
@@ -38,44 +38,36 @@ def compile_source(text: str, target: GpuTarget) -> tuple[bytes, Mapping[str, tu
 
 
 def _architectures(target: GpuTarget) -> list[str]:
-    names = [arch.removeprefix("sm_") for arch in target.archs]
-    codes = [f"arch=compute_{n},code=sm_{n}" for n in names]
-    if target.ptx:
-        codes.append(f"arch=compute_{names[-1]},code=compute_{names[-1]}")
-    return [word for code in codes for word in ("-gencode", code)]
+    codes = [(arch.removeprefix("sm_"), arch) for arch in target.archs]
+    if target.ptx and (name := portable(target.archs)):
+        number = name.removeprefix("sm_")
+        codes.append((number, f"compute_{number}"))
+    return [word for number, code in codes for word in ("-gencode", f"arch=compute_{number},code={code}")]
 
 
 @cache
-def find_nvcc() -> str:
-    """The compiler on PATH, else where CUDA usually is. Raises MissingDependencyError with the line to run."""
-    found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    if found is None:
-        raise MissingDependencyError(
-            "targets cuda/... need NVIDIA's compiler nvcc, and it is not on PATH; install it with "
-            "`pip install nvidia-cuda-nvcc` or from https://developer.nvidia.com/cuda-downloads"
-        )
-    return found
+def find_nvcc() -> str | None:
+    """The compiler on PATH, where CUDA usually is, or where pip puts it; None where there is none."""
+    return next((found for place in _places() if (found := shutil.which("nvcc", path=place))), None)
+
+
+def _places() -> Iterator[str | None]:
+    yield None  # PATH
+    yield "/usr/local/cuda/bin"
+    library = Path(sysconfig.get_path("purelib"))
+    yield from (str(folder) for pattern in PACKAGED for folder in sorted(library.glob(pattern), reverse=True))
+
+
+def missing() -> str | None:
+    """Why it makes no code here, or None."""
+    if find_nvcc() is None:
+        return "nvcc is not on PATH"
+    has_host = bool(os.environ.get("NVCC_CCBIN") or shutil.which("gcc"))  # which reads the text first
+    return None if has_host else "nvcc needs gcc, which is not on PATH"
 
 
 @cache
 def version() -> str:
     """nvcc's own words for its release: part of what decides the code."""
-    done = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=False)
+    done = subprocess.run([find_nvcc() or "nvcc", "--version"], capture_output=True, text=True, check=False)
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "unknown"
-
-
-def usage_in(report: str) -> Mapping[str, tuple[Usage, ...]]:
-    """What ptxas -v says, by kernel: one Usage an architecture."""
-    found: dict[str, list[Usage]] = {}
-    kernel, arch, frame = "", "", (0, 0, 0)
-    for line in report.splitlines():
-        if match := _ENTRY.search(line):
-            kernel, arch = match.groups()
-        elif match := _FRAME.search(line):
-            stack, stores, loads = map(int, match.groups())
-            frame = stack, stores, loads
-        elif match := _USED.search(line):
-            shared = _SHARED.search(line)
-            usage = Usage(arch, int(match.group(1)), int(shared.group(1)) if shared else 0, *frame)
-            found.setdefault(kernel, []).append(usage)
-    return {name: tuple(usages) for name, usages in found.items()}

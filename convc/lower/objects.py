@@ -103,9 +103,9 @@ def build(
 def _key(text: str, symbol: str, target: Target) -> str:
     parts = [text, symbol, str(target), toolchain()]
     if target.kind == "cuda":
-        from convc.lower import nvcc
+        from convc.lower import gpu_compiler
 
-        parts += [nvcc.version(), *nvcc.FLAGS]
+        parts += gpu_compiler.identity()
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -122,11 +122,11 @@ def _compiled(kernel: Kernel | Packing, key: str, symbol: str, target: Target) -
 def compiled(sch: Any, symbol: str, target: Target, *, noalias: bool = True) -> Code:
     """The function "main" of a schedule in the target's machine code."""
     if isinstance(target, GpuTarget):
-        from convc.lower import nvcc
+        from convc.lower import gpu_compiler
         from convc.lower.cuda import source_of
 
         source = source_of(sch, symbol, target, noalias=noalias)
-        data, usage = nvcc.compile_source(source.text, target)
+        data, usage = gpu_compiler.compile_source(source.text, target)
         return Code(data, source.scratch, source.launches, usage)
     from convc.lower.build import build_object
 
@@ -156,7 +156,7 @@ def toolchain() -> str:
     defined = [a.define for kind in KINDS for a in algorithms(kind).values()]
     library = {Path(define.__code__.co_filename).resolve() for define in defined}
     shared = {path for file in library for path in file.parent.glob("_*.py")}
-    alone = ("algorithm.py", "gpu.py", "launch.py", "layout.py", "llvm.py", "problem.py", "target.py")
+    alone = ("algorithm.py", "dtypes.py", "gpu.py", "launch.py", "layout.py", "llvm.py", "problem.py", "target.py")
     names = (*alone, "ir/*.py", "lower/*.py", "plan/*.py")
     for path in sorted({*library, *shared, *(p for n in names for p in here.glob(n))}):
         digest.update(path.read_bytes())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convc.errors import ConvcError, TargetMismatchError
-from convc.gpu import capability
+from convc.gpu import capability, portable
 from convc.target import GpuTarget, Target, host_features, host_machine
 
 if TYPE_CHECKING:
@@ -91,11 +91,11 @@ def open_gpu(row: Mapping[str, Any], ordinal: int = 0) -> Driver:
 def runs_on(archs: Sequence[str], ptx: bool, found: tuple[int, int]) -> bool:
     """Whether a GPU of capability `found` (major, minor) runs code for `archs`, by CUDA's rules.
 
-    Code runs on the same major version from its own minor one on; that for sm_90a on 9.0 only. PTX, of the last, is
-    translated for that and every later one, unless it is for sm_90a too.
+    Code runs on the same major version from its own minor one on; that for sm_90a on 9.0 only. PTX, of the newest but
+    for sm_90a, is translated for that and every later one.
     """
-    later = ptx and not archs[-1].endswith("a") and found >= capability(archs[-1])
-    return later or any(_covers(arch, found) for arch in archs)
+    kept = portable(archs) if ptx else None
+    return (kept is not None and found >= capability(kept)) or any(_covers(arch, found) for arch in archs)
 
 
 def _covers(arch: str, found: tuple[int, int]) -> bool:
