@@ -100,6 +100,10 @@ class Space:
 
         return block([run(*piece) for piece in pieces(extents[self.vector], self.width)])
 
+    def once(self, at: Lanes, statement: Stmt) -> Stmt:
+        """`statement`, which writes for a kept index, by one of those who compute for it."""
+        return statement
+
     @property
     def x_elements(self) -> int:
         total = 1
@@ -123,7 +127,7 @@ class Space:
         position: Callable[[Sequence[Any], Any], Any] = lambda _ids, _at: 0,
     ) -> tuple[list[Any], Stmt]:
         """The state's buffers (element lane where kept, element 0 where the lanes were folded) and what fills them."""
-        return _Folding(self, rule, at, value, position).write()
+        return Folding(self, rule, at, value, position).write()
 
 
 def space(core: Core, x: Source, folded: Sequence[int]) -> Space:
@@ -167,7 +171,7 @@ def _evenly(x: Source, axes: Sequence[Sequence[int]]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Folding:
+class Folding:
     space: Space
     rule: Fold
     at: Lanes

@@ -33,9 +33,18 @@ class GpuNest(Nest):
         return 1
 
     def loop(self, extent: int, body: Callable[[Any], Stmt], *, kind: str = "serial", begin: int = 0) -> Stmt:
+        if self.launched and kind == "vectorized":
+            return self.each_lane(extent, body, begin=begin)
         if self.launched:
-            return super().loop(extent, body, kind="serial" if kind == "parallel" else kind, begin=begin)
+            return super().loop(extent, body, begin=begin)
         return self.grid([extent], lambda ids: body(self.simplify(begin + ids[0])))
+
+    def each_lane(self, extent: int, body: Callable[[Any], Stmt], *, begin: int = 0) -> Stmt:
+        """Element by element in registers. TVM's own vectors go wrong: it writes a 64-bit constant as four of 32."""
+        if extent == 1:
+            return body(begin)
+        var = self.variable(extent, "lane", begin=begin)
+        return tirx.For(var, number(begin), number(extent), tirx.ForKind.UNROLLED, body(var))
 
     def grid(self, extents: Sequence[int], body: Callable[[list[Any]], Stmt], *, work: int = 0) -> Stmt:
         if self.launched:
@@ -48,17 +57,28 @@ class GpuNest(Nest):
             return block([])
         threads = min(THREADS, -(-count // 32) * 32)
         groups = -(-count // threads)
-        group, thread = self.variable(groups, "group"), self.variable(threads, "thread")
-        at = group * threads + thread
+
+        def inner(group: Any, thread: Any) -> Stmt:
+            at = group * threads + thread
+            if groups * threads == count:
+                return self._named(at, count, extents, body)
+            return tirx.IfThenElse(at < count, self._named(at, count, extents, body), None)
+
+        return self.blocks(groups, threads, inner)
+
+    def blocks(self, count: int, threads: int, body: Callable[[Any, Any], Stmt]) -> Stmt:
+        """A kernel: body(block, thread) in each of `count` blocks of `threads`."""
+        group, thread = self.variable(count, "group"), self.variable(threads, "thread")
         self.launched = True
         try:
-            if groups * threads == count:
-                inner = self._named(at, count, extents, body)
-            else:
-                inner = tirx.IfThenElse(at < count, self._named(at, count, extents, body), None)
+            inner = body(group, thread)
         finally:
             self.launched = False
-        return bound(group, groups, "blockIdx.x", bound(thread, threads, "threadIdx.x", inner))
+        return bound(group, count, "blockIdx.x", bound(thread, threads, "threadIdx.x", inner))
+
+    def decoded(self, position: Any, extents: Sequence[int], body: Callable[[list[Any]], Stmt]) -> Stmt:
+        """`body` with the indices into `extents` that `position`, a name, counts."""
+        return self._decoded(position, list(extents), body)
 
     def _named(self, at: Any, count: int, extents: list[int], body: Callable[[list[Any]], Stmt]) -> Stmt:
         position = self.variable(count)

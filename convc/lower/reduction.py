@@ -13,9 +13,10 @@ from tvm.tirx import Expr, Stmt
 from convc.ir import ArgReduce, Normalize, Reduce, Softmax
 from convc.lower.core import Core, wide
 from convc.lower.elementwise import cast
-from convc.lower.fold import Fold, Lanes, Space, State, space
+from convc.lower.fold import Fold, Lanes, Space, State
 from convc.lower.functions import LIBRARIES, is_integer, maximum, minimum
 from convc.lower.nest import as_index, block, get, put, scratch
+from convc.lower.team import folds
 from convc.lower.vector_math import dtype_of, is_nan, let
 
 
@@ -80,7 +81,7 @@ def _reader(core: Core, over: Space, ids: Sequence[Any], dtype: str) -> Callable
 def write_reduce(core: Core) -> Stmt:
     node = core.node
     assert isinstance(node, Reduce)
-    over, dtype = space(core, core.args[0], node.axes), _sum_dtype(node)
+    over, dtype = folds(core, node.axes), _sum_dtype(node)
     count = math.prod(node.x.shape[a] for a in node.axes)
 
     def body(ids: Sequence[Any], at: Lanes) -> Stmt:
@@ -127,14 +128,14 @@ def _write_kept(core: Core, over: Space, ids: Sequence[Any], at: Lanes, value: C
         place = kept if node.keepdims else [i for a, i in enumerate(kept) if a not in axes]
         return core.store(place, lambda: cast(value(lane), node.dtype))
 
-    return element(0) if over.across else over.nest.vector(at.lanes, element)
+    return over.once(at, element(0) if over.across else over.nest.vector(at.lanes, element))
 
 
 def write_arg_reduce(core: Core) -> Stmt:
     """The state is (position, value). Positions are int32 inside: no axis is longer."""
     node = core.node
     assert isinstance(node, ArgReduce)
-    over, dtype = space(core, core.args[0], (node.axis,)), wide(node.x.dtype)
+    over, dtype = folds(core, (node.axis,)), wide(node.x.dtype)
     rule = _positions(dtype, largest=node.fn == "max", last=node.last)
 
     def body(ids: Sequence[Any], at: Lanes) -> Stmt:
@@ -174,7 +175,7 @@ def _positions(dtype: str, *, largest: bool, last: bool) -> Fold:
 def write_softmax(core: Core) -> Stmt:
     node = core.node
     assert isinstance(node, Softmax)
-    over, dtype = space(core, core.args[0], (node.axis,)), wide(node.dtype)
+    over, dtype = folds(core, (node.axis,)), wide(node.dtype)
     math_of = LIBRARIES[dtype]
 
     def body(ids: Sequence[Any], at: Lanes) -> Stmt:
@@ -208,7 +209,7 @@ def write_normalize(core: Core) -> Stmt:
     """Two passes, the mean and then the variance of what is centred: one pass would cancel."""
     node = core.node
     assert isinstance(node, Normalize)
-    over, dtype = space(core, core.args[0], node.axes), wide(node.dtype)
+    over, dtype = folds(core, node.axes), wide(node.dtype)
     count = tirx.const(math.prod(node.x.shape[a] for a in node.axes), dtype)
 
     def body(ids: Sequence[Any], at: Lanes) -> Stmt:
