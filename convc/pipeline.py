@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from convc.dtypes import LIMITS, STORED, computing
 from convc.errors import UsageError
-from convc.plan.offers import MAX_REL_ERR
 from convc.target import parse_target
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
     *,
     target: str = "native",
     threads: int | None = None,
-    max_rel_err: float = MAX_REL_ERR,
+    dtype: str = "f32",
+    max_rel_err: float | None = None,
     memory_budget: int | None = None,
     records: str | Path | None = None,
     require_tuned: bool = False,
@@ -34,8 +35,11 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
 ) -> Artifact:
     """An ONNX model (path or bytes) to an artifact for `target`.
 
-    `threads` is how many the schedules split work for (default: what the target says, else 1); `max_rel_err` bounds
-    each layer's error relative to its output range; `memory_budget` bounds packed weights and workspace in bytes;
+    `threads` is how many the schedules split work for (default: what the target says, else 1). `dtype` is what is
+    computed in: f32, or on GPUs tf32 (float32, products rounded), f16 or bf16; inputs and outputs stay what they are.
+    `max_rel_err` bounds
+    each layer's error relative to its output range (default: 1e-4, and
+    what `dtype` itself rounds); `memory_budget` bounds packed weights and workspace in bytes;
     `records` is a folder of tuning logs (default: the user's), used beside those that convc ships; `require_tuned`
     refuses a problem without a record. `shapes` fixes symbolic input shapes by name; `dump_code` is a folder for the
     lowered and assembled kernels. `observe` sees every stage's name and value, `progress` the number of kernels built
@@ -45,6 +49,7 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
     from convc.frontend import import_onnx
     from convc.lower.objects import build
     from convc.passes import simplify
+    from convc.passes.narrow import narrow
     from convc.plan import partition, place, select
     from convc.runtime.package import package
     from convc.tune.lookup import lookup_for
@@ -54,19 +59,20 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
             observe(name, value)
         return value
 
-    known = lookup_for(parse_target(target, threads=threads), Path(records) if records else None)
-    machine = known.target
+    known = lookup_for(computing(parse_target(target, threads=threads), dtype), Path(records) if records else None)
+    machine, limit = known.target, LIMITS[dtype] if max_rel_err is None else max_rel_err
     graph = stage("graph", import_onnx(model, shapes=shapes or {}))
-    graph = stage("simple", simplify(graph))
+    simple = simplify(graph)
+    graph = stage("simple", narrow(simple, STORED[dtype]) if dtype in STORED else simple)
     plan = stage("plan", partition(graph))
-    chosen = select(plan, machine, max_rel_err=max_rel_err, memory_budget=memory_budget, records=known)
+    chosen = select(plan, machine, max_rel_err=limit, memory_budget=memory_budget, records=known)
     if require_tuned:
         known.check_tuned(chosen)
     plan = stage("chosen", chosen)
     plan = stage("placed", place(plan))
     built = build(plan, machine, dump=Path(dump_code) if dump_code else None, progress=progress)
     options = {
-        "target": str(machine), "max_rel_err": max_rel_err, "memory_budget": memory_budget,
+        "target": str(machine), "dtype": dtype, "max_rel_err": limit, "memory_budget": memory_budget,
         "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
     }
     return package(built, plan, machine, model, options=options, records=known.behind_kernel)

@@ -10,6 +10,7 @@ import numpy as np
 
 from convc.errors import UsageError
 from convc.ir import Const, Conv, ConvTranspose, Input, MatMul, Node, TensorType
+from convc.ir.check import FLOATS
 
 AXES = {1: "w", 2: "hw", 3: "dhw"}
 _FIELD = re.compile(r"([a-z]+)(\d+)")
@@ -130,7 +131,7 @@ class Problem:
         """
         words = text.strip().split("_")
         kind = words.pop(0) if words[0] in ("transposed", "matmul") else "conv"
-        dtype = words.pop() if words and words[-1] in ("float32", "float64", "int32") else "float32"
+        dtype = words.pop() if words and words[-1] in (*FLOATS, "int32") else "float32"
         fields: dict[str, int] = {}
         for word in words:
             if "".join(a + b for a, b in _FIELD.findall(word)) != word or not word:

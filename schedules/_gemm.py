@@ -61,7 +61,7 @@ def layouts(p: Problem, target: Target) -> list[tuple[int, int]]:
     """Channel blocks of x and of the result: of one access or row-major, and the matrices as they are."""
     if p.kind == "matmul":
         return [(p.ic, p.oc)]
-    blocks = {n: [target.lanes, 1] if n > 1 else [1] for n in (p.ic, p.oc)}
+    blocks = {n: [_gpu.lanes(p, target), 1] if n > 1 else [1] for n in (p.ic, p.oc)}
     return [(xb, yb) for yb in blocks[p.oc] for xb in blocks[p.ic]]
 
 
@@ -217,7 +217,7 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
 
     def product(part: Any, bi: Any, bj: Any, ty: Any, tx: Any, i: Any, j: Any) -> Any:
         at, group = part * depth + step, bj * wide // p.ocg if p.g > 1 else 0
-        return te.sum(col(group, at, k, bi, ty, i) * w(at, k, bj, tx, j), axis=[step, k])
+        return te.sum(_gpu.wide(col(group, at, k, bi, ty, i)) * _gpu.wide(w(at, k, bj, tx, j)), axis=[step, k])
 
     acc = te.compute(shape, product, name="acc")
 

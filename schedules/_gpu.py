@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from convc.algorithm import Config
+from convc.dtypes import HALVES, definition_error
 from convc.gpu import REGISTERS, WARP, Gpu
+from convc.problem import Problem
+from convc.target import Target
 
 LAUNCH = 2.5e-6  # seconds from one kernel of a graph to the next
 FULL = 8  # resident warps from which multiply-adds of independent accumulators hide their latency
@@ -63,6 +68,21 @@ def cost(block: Block, count: int, compulsory: float, gpu: Gpu) -> Cost:
     }
     limit = max(limits, key=lambda name: limits[name])
     return Cost(LAUNCH + limits[limit], limit)
+
+
+def lanes(p: Problem, target: Target) -> int:
+    """Channels of the problem's type in one access of 16 bytes."""
+    return target.lanes * (2 if p.dtype in HALVES else 1)
+
+
+def error(p: Problem, c: Config) -> float:
+    """One rounding a term (Higham 2002, section 3.1); 2-byte types are summed in float32 and rounded at the end."""
+    return definition_error(p.dtype, p.reduction)
+
+
+def wide(x: Any) -> Any:
+    """A 2-byte float as float32, in which its products are exact."""
+    return x.astype("float32") if str(x.ty) in HALVES else x
 
 
 def streamed(size: float, gpu: Gpu) -> float:

@@ -12,8 +12,9 @@ from functools import lru_cache
 from typing import Any
 
 from convc.algorithm import Algorithm, Config
+from convc.dtypes import HALVES
 from convc.problem import Problem
-from convc.schedules import _gemm, _tile
+from convc.schedules import _gemm, _gpu, _tile
 from convc.target import GpuTarget, Target
 
 
@@ -235,8 +236,8 @@ ALGORITHM = Algorithm(
 def refuses_on_cuda(p: Problem, target: Target) -> str | None:
     if p.kind == "transposed":
         return "the problem is transposed"
-    if p.dtype != "float32":
-        return f"{p.dtype} is not float32"
+    if p.dtype not in ("float32", *HALVES):
+        return f"{p.dtype} is not float32, float16 or bfloat16"
     if p.ocg < 8:
         return f"{p.ocg} output channels a group fill less than a tile"
     if p.reduction < 8:
@@ -265,7 +266,7 @@ ON_CUDA = Algorithm(
     pack=_gemm.pack,
     define=_gemm.define,
     schedule=_gemm.schedule,
-    error=_tile.recursive_error,
+    error=_gpu.error,
     memory=_gemm.memory,
     kind="cuda",
 )

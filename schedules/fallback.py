@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 from convc.algorithm import Algorithm, Config
+from convc.dtypes import HALVES
 from convc.problem import Problem
-from convc.schedules import _gemm, _threads, _tile
+from convc.schedules import _gemm, _gpu, _threads, _tile
 from convc.target import Target
 
 TILES = (8, 4, 1)  # accumulators in registers; more would help, but this is not where time is to be gained
@@ -230,6 +231,17 @@ def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
     return sorted(found, key=lambda c: (_threads.seconds(p, target, c), c["yb"]))
 
 
+def define_on_cuda(x: Any, w: Any, p: Problem, c: Config) -> Any:
+    """The same, of 2-byte types with products and sums in float32."""
+    return define(_widened(x), _widened(w), p, c) if p.dtype in HALVES else define(x, w, p, c)
+
+
+def _widened(x: Any) -> Any:
+    from tvm import te
+
+    return te.compute(x.shape, lambda *index: _gpu.wide(x(*index)), name=f"{x.op.name}_wide")
+
+
 ON_CUDA = Algorithm(
     name="fallback",
     source="",
@@ -237,9 +249,9 @@ ON_CUDA = Algorithm(
     space=space_on_cuda,
     seconds=_threads.seconds,
     pack=pack,
-    define=define,
+    define=define_on_cuda,
     schedule=_threads.schedule,
-    error=_tile.recursive_error,
+    error=_gpu.error,
     memory=lambda p, c: 0,
     kind="cuda",
 )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @options.target
 @options.build_threads
 @options.shape
+@options.dtype
 @options.max_rel_err
 @options.memory_budget
 def command(console: Console, model: Path, **given: Any) -> None:

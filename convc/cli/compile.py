@@ -32,6 +32,7 @@ STAGES = ("graph", "simple", "plan", "chosen", "placed")
 @options.target
 @options.build_threads
 @options.shape
+@options.dtype
 @options.max_rel_err
 @options.memory_budget
 @options.records

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from convc.dtypes import DTYPES
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9,
           "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}  # fmt: skip
@@ -98,8 +101,12 @@ class Words(click.ParamType[tuple[str, ...]]):
 
 
 def building(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a build as `convc.compile` takes them."""
-    return {**given, "shapes": dict(given["shapes"])}
+    """The flags of a build as `convc.compile` takes them: a bound that nobody gave depends on the type."""
+    found = {**given, "shapes": dict(given["shapes"])}
+    source = click.get_current_context().get_parameter_source("max_rel_err")
+    if "dtype" in found and source is not ParameterSource.COMMANDLINE:
+        del found["max_rel_err"]
+    return found
 
 
 FILE = click.Path(path_type=Path)
@@ -116,9 +123,13 @@ shape = click.option(
     metavar=Shape.name,
     help="Extents of an input with open ones; repeatable.",
 )
+dtype = click.option(
+    "--dtype", type=click.Choice(DTYPES), default="f32", show_default=True,
+    help="Type to compute in; all but f32 on GPUs only.",
+)  # fmt: skip
 max_rel_err = click.option(
     "--max-rel-err", type=click.FloatRange(0, 1, min_open=True), default=1e-4, show_default=True,
-    help="Bound on a layer's relative error.",
+    help="Bound on a layer's relative error; by default beside what --dtype rounds.",
 )  # fmt: skip
 memory_budget = click.option("--memory-budget", type=Size(), help="Most bytes of workspace, as 64MiB.")
 records = click.option("--records", type=FILE, help="Folder of tuning logs. Default: the user's.")

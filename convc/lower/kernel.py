@@ -15,7 +15,8 @@ from convc.algorithm import Choice, Config
 from convc.ir import Cast, Const, Input, Node, TensorType
 from convc.layout import Layout
 from convc.lower.access import Access, access
-from convc.lower.elementwise import express
+from convc.lower.core import wide
+from convc.lower.elementwise import cast, express
 from convc.lower.generic import generic, relayout
 from convc.lower.prefetch import WEIGHTS
 from convc.plan.epilogue import is_long
@@ -90,24 +91,34 @@ def _anchored(kernel: Kernel, choice: Choice, target: Target) -> Schedule:
     value = _epilogue(group.nodes, leaves, p)
     layout = choice.y_layout
     extents = layout.physical((p.mb, p.oc, *p.o))
-    z = te.compute(extents, lambda *index: value(_logical(layout, extents, index)), name="z")
+    dtype = group.result.dtype
+    z = te.compute(extents, lambda *index: cast(value(_logical(layout, extents, index)), dtype), name="z")
     sch = _function([tensors[read] for read in group.reads], z)
     algorithm.schedule(sch, p, target, choice.config)
     return sch
 
 
 def _epilogue(nodes: Sequence[Node], leaves: Mapping[Node, Access], p: Problem) -> Access:
-    """The nodes after the anchor as a function of the problem's index: the same nodes over the problem's axes."""
+    """The nodes after the anchor as a function of the problem's index: the same nodes over the problem's axes. What a
+    2-byte type holds is float32 here, from the accumulator on, and rounded only where it is stored."""
     view = TensorType((p.mb, p.oc, *p.o))
-    inside: dict[Node, Node] = {leaf: Input("", replace(view, dtype=leaf.dtype)) for leaf in leaves}
+    inside: dict[Node, Node] = {leaf: Input("", replace(view, dtype=wide(leaf.dtype))) for leaf in leaves}
     if len(nodes) == 1:
         return leaves[nodes[0]]
+    made: list[Node] = []
     for node in nodes[1:]:
         for arg in node.args:
             if arg not in inside and isinstance(arg, Const):  # a literal, of any rank in the model
-                inside[arg] = Const(arg.value.reshape(()))
-        inside[node] = node.with_args(tuple(inside[arg] for arg in node.args))
-    return express([inside[n] for n in nodes[1:]], {inside[leaf]: access for leaf, access in leaves.items()})
+                inside[arg] = Const(arg.value.reshape(()).astype(wide(arg.dtype)))
+        made.append(node.with_args(tuple(inside[arg] for arg in node.args)))
+        if made[-1].dtype != wide(made[-1].dtype):  # a Cast, whose rounding is what it is for
+            made.append(Cast(made[-1], wide(made[-1].dtype)))
+        inside[node] = made[-1]
+    return express(made, {inside[leaf]: _as(access, wide(leaf.dtype)) for leaf, access in leaves.items()})
+
+
+def _as(access: Access, dtype: str) -> Access:
+    return lambda index: cast(access(index), dtype)
 
 
 def _function(params: Sequence[te.Tensor], result: te.Tensor) -> Schedule:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from convc.algorithm import Algorithm, Choice, Config, algorithms
+from convc.dtypes import HALVES, definition_error
+from convc.dtypes import MAX_REL_ERR as MAX_REL_ERR
+from convc.dtypes import ROUNDING as ROUNDING
 from convc.problem import Problem
 from convc.target import Target
 
-ROUNDING = {"float32": 2.0**-24, "float64": 2.0**-53}
-MAX_REL_ERR = 1e-4  # that a convolution may be off by where nobody says otherwise, relative to its output range
 BELIEVED = 0.75  # of the time of the record, that another algorithm's model must promise to compete with it: models are
 # off by less where both know the machine, and records are older than some algorithms
 
@@ -113,7 +114,7 @@ def within(algorithm: Algorithm, problem: Problem, config: Config, max_rel_err: 
     """Whether the bound of a config is at most `max_rel_err`, or for an algorithm that does not mix that of summing the
     products one by one: what the definition itself does not promise cannot be asked for."""
     bound = algorithm.error(problem, config)
-    plain = not algorithm.mixes and bound <= problem.reduction
+    plain = not algorithm.mixes and bound <= definition_error(problem.dtype, problem.reduction)
     return plain or bound * ROUNDING.get(problem.dtype, 0.0) <= max_rel_err
 
 
@@ -135,6 +136,8 @@ def refusal(algorithm: Algorithm, problem: Problem, target: Target) -> str | Non
     """Why `algorithm` is no candidate, or None."""
     if target.kind != algorithm.kind:
         return f"it is for {algorithm.kind} targets"
+    if target.kind == "cpu" and problem.dtype in HALVES:
+        return f"CPUs compute {problem.dtype} without algorithms"
     return algorithm.refuses(problem, target)
 
 

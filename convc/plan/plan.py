@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from convc.algorithm import Choice
 from convc.ir import Const, Conv, ConvTranspose, Input, MatMul, Node, TensorType
+from convc.ir.check import FLOATS
 from convc.ir.node import Array
 from convc.layout import PLAIN, Layout
 from convc.problem import Problem
@@ -39,7 +40,7 @@ def is_anchor(node: Node) -> bool:
             floats = value.ndim == 2
         case _:
             return False
-    return floats and node.dtype in ("float32", "float64") and not isinstance(x, Const)
+    return floats and node.dtype in FLOATS and not isinstance(x, Const)
 
 
 @dataclass(frozen=True, eq=False)
