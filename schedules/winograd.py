@@ -21,9 +21,9 @@ from convc.algorithm import Algorithm, Config
 from convc.numerics.bilinear import Bilinear, denominator, mantissa
 from convc.numerics.objective import largest_spread
 from convc.problem import Problem
-from convc.schedules import _tile, _transform
+from convc.schedules import _gemm, _tile, _transform, _winograd_cuda
 from convc.schedules._tiling import Axis, axes, form_of
-from convc.target import Target
+from convc.target import GpuTarget, Target
 
 MOST = 8  # outputs of a tile along an axis: beyond it the error grows faster than products are saved
 TAPS = 7  # of an axis, or of a phase of its stride, for which the table has points
@@ -48,6 +48,7 @@ EXPOSED = 0.34  # part of the streaming of weights that nothing hides where one 
 # worst output times sqrt(BASE + DEPTH * C). Fitted to F(2, 3) to F(8, 3) with 32 to 512 channels: off by at most x1.35.
 BASE, DEPTH = 2.0, 0.19
 MARGIN = 2.5
+FEWEST, KEPT = 8, 5  # on GPUs: channels that it is for; configs of a tile shape, in every layout
 SMALL = 9  # whole numbers x, and w in units of the grain, are at most
 MANTISSA = {"float32": 24, "float64": 53}  # bits
 
@@ -515,4 +516,57 @@ ALGORITHM = Algorithm(
     arrange=arrange,
     grain=grain,
     mixes=True,
+)
+
+
+def refuses_on_cuda(p: Problem, target: Target) -> str | None:
+    if p.kind != "conv":
+        return f"the problem is {p.kind}"
+    if p.dtype != "float32":
+        return f"{p.dtype} is not float32"
+    if p.rank > 2:
+        return f"{p.rank} axes"
+    if all(len(_tiles(p, a)) == 1 for a in range(p.rank)):
+        return _why_one(p)
+    if any(s > 1 and d > 1 for s, d in zip(p.s, p.d, strict=True)):
+        return "an axis has a stride and a dilation"
+    for name, channels in (("input", p.icg), ("output", p.ocg)):
+        if channels < FEWEST:
+            return f"{channels} {name} channels a group fill less than a step of {FEWEST}"
+    if not space_on_cuda(p, target):
+        return f"no tile divides the {p.ocg} output channels of a group" if p.g > 1 else "no tile fits memory"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
+    """Some of each tile, between all pairs of layouts."""
+    assert isinstance(target, GpuTarget)
+
+    def modelled(c: Config) -> float:
+        return _winograd_cuda.seconds(p, target, c)
+
+    best = [c for m in _shapes(p) for c in sorted(_winograd_cuda.configs(p, target, m), key=modelled)[:KEPT]]
+    found = [
+        {**c, "xb": xb, "yb": yb, "ahead": ahead}
+        for xb, yb in _gemm.layouts(p, target) for c in best for ahead in _winograd_cuda.aheads(p, target, c)
+    ]  # fmt: skip
+    return sorted(found, key=modelled)
+
+
+ON_CUDA = Algorithm(
+    name="winograd",
+    source="arXiv:1509.09308",
+    refuses=refuses_on_cuda,
+    space=space_on_cuda,
+    seconds=_winograd_cuda.seconds,
+    pack=_winograd_cuda.pack,
+    define=_winograd_cuda.define,
+    schedule=_winograd_cuda.schedule,
+    error=error,
+    memory=_winograd_cuda.memory,
+    arrange=_winograd_cuda.arrange,
+    grain=grain,
+    mixes=True,
+    kind="cuda",
 )
