@@ -47,11 +47,11 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
 
 
-def agree(model: onnx.ModelProto, *, classes: bool) -> None:
+def agree(model: onnx.ModelProto, *, classes: bool, target: str = "native") -> None:
     data = model.SerializeToString()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = convc.load(convc.compile(data), threads=1)
+        module = convc.load(convc.compile(data, target=target), threads=1)
         graph = import_onnx(data)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
