@@ -311,6 +311,8 @@ def test_arithmetic_rounds_once(kind: str) -> None:
     ulp = float(ml_dtypes.finfo(dtype).eps)
     # Just below a tie from which even would be up: rounding to float32 first would make it a tie.
     a[0], b[0], c[0] = 0.5 * (1 + ulp), 1 - ulp, 1 / ulp + 1
+    # A product that is a tie, and a sum that even float64 would take for one.
+    a[1], b[1], c[1] = (3, 683 / 2048, -(2.0**-24)) if kind == "half" else (7, 37 / 256, -(2.0**-100))
     a, b, c = (each.astype(dtype) for each in (a, b, c))
     body = """const int i = threadIdx.x;
       y[i] = __hadd(a[i], b[i]);
