@@ -235,9 +235,10 @@ def _header(flags: tuple[str, ...]) -> Path:
     """shim.h, compiled beforehand: a text takes a third of the time then."""
     with lock:
         path = _folder() / f"header-{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:16]}" / "shim.h"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f'#include "{SOURCES / "shim.h"}"\n')
-        _gxx(*flags, "-x", "c++-header", str(path), "-o", f"{path}.gch")
+        if not Path(f"{path}.gch").exists():  # else another thread made it, and may be reading it
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f'#include "{SOURCES / "shim.h"}"\n')
+            _gxx(*flags, "-x", "c++-header", str(path), "-o", f"{path}.gch")
         return path
 
 
