@@ -54,6 +54,7 @@ class Algorithm:
     tasks     equal pieces of work that the target's threads share; by default one for each of them.
     arrange   the order of evaluation of `pack`; by default as it is written, each element for itself.
     grain     small whole x and whole w that are multiples of it give y without rounding; 0 where no w does.
+    limit     what of the machine the modelled time comes from, in a word or two; None where the model does not say.
     mixes     whether y's elements see weights of each other: one that is not finite then spoils its neighbours.
     kind      of targets that it is for: "cpu" or "cuda".
     """
@@ -71,6 +72,7 @@ class Algorithm:
     tasks: Callable[[Problem, Target, Config], int] = _even
     arrange: Callable[[Schedule, Problem, Target, Config], None] | None = None
     grain: Callable[[Problem, Config], int] = _one
+    limit: Callable[[Problem, Target, Config], str] | None = None
     mixes: bool = False
     kind: str = "cpu"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from convc.algorithm import Config
-from convc.gpu import MOST_REGISTERS
+from convc.gpu import MOST_REGISTERS, WARP
 from convc.problem import Problem
 from convc.schedules import _gpu
 from convc.target import GpuTarget, Target
@@ -22,6 +22,9 @@ VECTOR = 4  # float32 numbers in an access of 16 bytes
 THREADS = ((8, 8), (16, 8), (8, 16), (16, 16), (32, 8), (16, 4), (32, 4), (16, 12), (8, 12))
 TILES = ((8, 8), (8, 4), (4, 8), (4, 4))
 DEPTHS = (16, 8)
+GATHER = 14.0  # instructions that bring 16 bytes or less of x: address, test for padding, load, stores
+BARRIER = 20.0  # and those of a step's barriers and of its loop
+SCHEDULERS = 4  # of a multiprocessor
 AXES = ("blockIdx.z", "blockIdx.x", "blockIdx.y", "threadIdx.y", "threadIdx.x")
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -118,11 +121,7 @@ def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     gpu = target.gpu
     threads, depth = c["ty"] * c["tx"], part_steps(p, c) * c["bk"]
     tiles = -(-rows(p) // block_rows(c)) * -(-columns(p, c) // block_columns(c))
-    warps = threads / 32
-    fma = warps * 32 * c["tm"] * c["tn"] / gpu.fma
-    loads = warps * 2 * (c["tm"] + c["tn"]) / VECTOR
-    gathered = c["bk"] * block_rows(c) / vector(p, c) / 32 * 4  # addresses and predicates, instructions a warp
-    step = c["bk"] * (fma + loads / 2) + gathered
+    warps, step = threads / WARP, step_cycles(p, target, c)
     moved = 4.0 * depth * (block_rows(c) + block_columns(c))
     block = _gpu.Block(
         threads, registers(p, c), shared_bytes(c), part_steps(p, c) * step + 2 * c["tm"] * c["tn"] * warps,
@@ -136,9 +135,25 @@ def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     return _gpu.Cost(found.seconds + _gpu.streamed(parts, gpu), found.limit)
 
 
+def step_cycles(p: Problem, target: GpuTarget, c: Config) -> float:
+    """Of a thread block alone on its multiprocessor: multiply-adds, or all instructions at one a cycle and scheduler,
+    or reads of shared memory, whichever is slowest."""
+    threads, tile = c["ty"] * c["tx"], c["tm"] * c["tn"]
+    reads = (c["tm"] + c["tn"]) / VECTOR
+    gathers = c["bk"] * block_rows(c) / (threads * vector(p, c))
+    copies = GATHER * gathers + 3 * c["bk"] * block_columns(c) / (threads * weight_vector(c))
+    issued = c["bk"] * (tile + reads) + copies + BARRIER
+    return threads / WARP * max(c["bk"] * tile * WARP / target.gpu.fma, issued / SCHEDULERS, 1.5 * c["bk"] * reads)
+
+
 def seconds(p: Problem, target: Target, c: Config) -> float:
     assert isinstance(target, GpuTarget)
     return cost(p, target, c).seconds
+
+
+def limit(p: Problem, target: Target, c: Config) -> str:
+    assert isinstance(target, GpuTarget)
+    return cost(p, target, c).limit
 
 
 def memory(p: Problem, c: Config) -> int:

@@ -28,7 +28,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     sch.set_scope(y, 0, "local")
 
 
-def seconds(p: Problem, target: Target, c: Config) -> float:
+def cost(p: Problem, target: Target, c: Config) -> _gpu.Cost:
     assert isinstance(target, GpuTarget)
     gpu, size = target.gpu, 8 if p.dtype == "float64" else 4
     count = p.mb * p.oc * math.prod(p.o)
@@ -36,4 +36,14 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     rate = gpu.multiprocessors * gpu.fma * gpu.clock * (1 if size == 4 else 1 / 32)
     busy = min(1.0, count / (gpu.multiprocessors * 512))
     moved = size * (p.mb * p.ic * math.prod(p.i) + p.oc * p.reduction + count)
-    return _gpu.LAUNCH + max(count * instructions / (rate * max(busy, 1e-9)), moved / gpu.bandwidth)
+    computing, moving = count * instructions / (rate * max(busy, 1e-9)), moved / gpu.bandwidth
+    binding = "memory" if moving > computing else "too few threads" if busy < 1 else "instructions"
+    return _gpu.Cost(_gpu.LAUNCH + max(computing, moving), binding)
+
+
+def seconds(p: Problem, target: Target, c: Config) -> float:
+    return cost(p, target, c).seconds
+
+
+def limit(p: Problem, target: Target, c: Config) -> str:
+    return cost(p, target, c).limit

@@ -268,5 +268,6 @@ ON_CUDA = Algorithm(
     schedule=_gemm.schedule,
     error=_gpu.error,
     memory=_gemm.memory,
+    limit=_gemm.limit,
     kind="cuda",
 )

@@ -253,5 +253,6 @@ ON_CUDA = Algorithm(
     schedule=_threads.schedule,
     error=_gpu.error,
     memory=lambda p, c: 0,
+    limit=_threads.limit,
     kind="cuda",
 )

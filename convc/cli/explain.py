@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from convc.algorithm import Choice
     from convc.plan.offers import Measured, Row
     from convc.problem import Problem
+    from convc.runtime.artifact import Artifact
     from convc.target import Target
     from convc.tune.lookup import Lookup
 
@@ -27,10 +28,21 @@ DEFAULT_TARGET = "native"
 
 
 @dataclass(frozen=True)
+class Taken:
+    """The most that one of several kernels takes on one of the architectures: registers a thread, bytes of shared
+    memory a thread block, and bytes a thread that its registers spill."""
+
+    registers: int
+    shared: int
+    spilled: int
+
+
+@dataclass(frozen=True)
 class Explained:
     """A problem, the layers that have it (number and name), what was chosen for them ("" where nothing was) and where
     that came from: a record of this problem (tuned), of one near it (transferred), or the model (modelled). `bound` is
-    the relative error that the choice may have, `measured` the largest that its records had."""
+    the relative error that the choice may have, `measured` the largest that its records had; `taken` is what an
+    artifact's kernels for it take of a GPU."""
 
     problem: str
     layers: tuple[tuple[int, str], ...]
@@ -38,6 +50,7 @@ class Explained:
     source: str = ""
     bound: float | None = None
     measured: float | None = None
+    taken: Taken | None = None
 
     @property
     def algorithm(self) -> str:
@@ -58,8 +71,10 @@ class Explained:
 @options.max_rel_err
 @options.records
 def command(console: Console, subject: str, layer: str | None, **given: Any) -> None:
-    """Tell for every convolution what each algorithm of the library offers: predicted time on one thread, bound on the
-    error relative to the largest sum of absolute products, workspace, or why it refuses. The choice is marked with *.
+    """Tell for every convolution what each algorithm of the library offers: predicted time, bound on the error relative
+    to the largest sum of absolute products, workspace, or why it refuses. The choice is marked with *. Times are those
+    of one thread, or of a GPU, the oldest that the target names; there the limit of the machine that the time comes
+    from is told too, and of an artifact what its kernels take.
 
     Below each problem stands what was chosen and why: tuned (a record of this very problem), transferred (of one near
     it) or modelled; with its own bound, and the error that tuning measured, relative to the output range. LAYER is a
@@ -75,10 +90,11 @@ def command(console: Console, subject: str, layer: str | None, **given: Any) -> 
     from convc.plan import explain_problem
     from convc.problem import Problem
 
+    gpu = target.kind == "cuda"
     rows = {e.problem: explain_problem(Problem.parse(e.problem), target, max_rel_err=max_rel_err) for e in kept}
     parts: list[str | Table] = []
     for explained in kept:
-        parts += [_headline(explained), _table(rows[explained.problem], explained.algorithm), ""]
+        parts += [_headline(explained), _table(rows[explained.problem], explained.algorithm, gpu=gpu), ""]
     document = [asdict(e) | {"algorithms": [asdict(row) for row in rows[e.problem]]} for e in kept]
     console.result({"target": target.label, "problems": document}, *parts, f"for {target.label}")
 
@@ -156,13 +172,27 @@ def _of_artifact(asked: Subject, given: Mapping[str, Any]) -> tuple[Target, floa
     found = [
         Explained(
             layer.problem, ((layer.index, ", ".join(layer.origin)),), layer.choice, layer.source or "",
-            layer.bound, layer.measured,
+            layer.bound, layer.measured, _taken(artifact, layer.symbol),
         )
         for layer in artifact.layers
         if layer.problem
     ]  # fmt: skip
     limit = artifact.manifest["options"].get("max_rel_err", given["max_rel_err"])
     return parse_target(artifact.manifest["target"]["text"]), limit, _merged(found)
+
+
+def _taken(artifact: Artifact, symbol: str) -> Taken | None:
+    if artifact.kind != "cuda":
+        return None
+    function = artifact.program.functions[symbol]
+    used = [(u, launch.shared) for launch in function.launches for u in function.usage[launch.kernel]]
+    return _most(Taken(u.registers, u.shared + shared, u.spill_stores + u.spill_loads) for u, shared in used)
+
+
+def _most(each: Iterable[Taken | None]) -> Taken | None:
+    found = [one for one in each if one]
+    most = (max(getattr(one, name) for one in found) for name in ("registers", "shared", "spilled") if found)
+    return Taken(*most) if found else None
 
 
 def _merged(each: Iterable[Explained]) -> list[Explained]:
@@ -172,12 +202,16 @@ def _merged(each: Iterable[Explained]) -> list[Explained]:
         had = found.setdefault(key := (one.problem, one.choice, one.source), one)
         if had is not one:
             errors = [e.measured for e in (had, one) if e.measured is not None]
-            found[key] = replace(had, layers=had.layers + one.layers, measured=max(errors, default=None))
+            found[key] = replace(
+                had, layers=had.layers + one.layers, measured=max(errors, default=None),
+                taken=_most((had.taken, one.taken)),
+            )  # fmt: skip
     return list(found.values())
 
 
 def _headline(explained: Explained) -> str:
     chosen = f"\n  {explained.source}: {explained.choice}{_errors(explained)}" if explained.choice else ""
+    chosen += f"\n  {_taken_text(explained.taken)}" if explained.taken else ""
     if not explained.layers:
         return explained.problem + chosen
     names = "; ".join(f"{number} {name}" for number, name in explained.layers[:4])
@@ -191,14 +225,21 @@ def _errors(explained: Explained) -> str:
     return "" if explained.bound is None else f"; error {measured}bound {explained.bound:.1e}"
 
 
-def _table(rows: list[Row], choice: str) -> Table:
-    cells = [_cells(row, row.algorithm == choice) for row in rows]
+def _taken_text(taken: Taken) -> str:
+    spilled = f"{taken.spilled} bytes spilled" if taken.spilled else "nothing spilled"
+    return f"takes up to {taken.registers} registers a thread, {bytes_text(taken.shared)} shared a block; {spilled}"
+
+
+def _table(rows: list[Row], choice: str, *, gpu: bool) -> Table:
+    cells = [_cells(row, row.algorithm == choice, gpu=gpu) for row in rows]
     marked = [i for i, row in enumerate(rows) if row.algorithm == choice]
-    return table(("", "algorithm", ">us", ">error bound", ">workspace", "config, or why not"), cells, marked=marked)
+    limit = ("limit",) if gpu else ()
+    columns = ("", "algorithm", ">us", *limit, ">error bound", ">workspace", "config, or why not")
+    return table(columns, cells, marked=marked)
 
 
-def _cells(row: Row, is_choice: bool) -> tuple[str, ...]:
-    mark = "*" if is_choice else ""
+def _cells(row: Row, is_choice: bool, *, gpu: bool) -> tuple[str, ...]:
+    mark, limit = "*" if is_choice else "", (row.limit or "",) if gpu else ()
     if row.us is None or row.error is None or row.memory is None:
-        return mark, row.algorithm, "", "", "", row.refusal or ""
-    return mark, row.algorithm, us_text(row.us), f"{row.error:.1e}", bytes_text(row.memory), row.config
+        return mark, row.algorithm, "", *limit, "", "", row.refusal or ""
+    return mark, row.algorithm, us_text(row.us), *limit, f"{row.error:.1e}", bytes_text(row.memory), row.config

@@ -60,7 +60,8 @@ class Offer:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of `convc explain`: an algorithm's best offer, or why it has none."""
+    """A line of `convc explain`: an algorithm's best offer, with the limit of the machine that its time comes from
+    where the model says, or why it has none."""
 
     algorithm: str
     config: str = ""
@@ -68,6 +69,7 @@ class Row:
     error: float | None = None
     memory: int | None = None
     refusal: str | None = None
+    limit: str | None = None
 
 
 def offers(
@@ -149,7 +151,8 @@ def _row(algorithm: Algorithm, problem: Problem, target: Target, max_rel_err: fl
         return Row(algorithm.name, refusal=f"no config fits this problem with an error of at most {max_rel_err:g}")
     best = min(found, key=lambda o: o.seconds)
     config = ",".join(f"{k}={v}" for k, v in sorted(best.choice.config.items()))
-    return Row(algorithm.name, config, best.seconds * 1e6, best.error, best.memory)
+    limit = algorithm.limit(problem, target, best.choice.config) if algorithm.limit else None
+    return Row(algorithm.name, config, best.seconds * 1e6, best.error, best.memory, limit=limit)
 
 
 def _by_layout(
