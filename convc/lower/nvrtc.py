@@ -25,7 +25,8 @@ def compile_source(text: str, target: GpuTarget) -> tuple[bytes, Mapping[str, tu
 
     Raises ConvcError where NVRTC refuses the text, with its words.
     """
-    members, usage = [], {}
+    members: list[Member] = []
+    usage: dict[str, tuple[Usage, ...]] = {}
     if target.ptx and (arch := portable(target.archs)):
         number = arch.removeprefix("sm_")
         members.append(Member(PTX, arch, _compiled(text, f"compute_{number}", (LANGUAGE,), "PTX")[0]))
@@ -84,9 +85,10 @@ def _compiled(text: str, arch: str, flags: Sequence[str], form: str) -> tuple[by
 def _read(what: str, program: Any) -> bytes:
     nvrtc = _nvrtc()
     size = _checked(f"nvrtcGet{what}Size", getattr(nvrtc, f"nvrtcGet{what}Size")(program))
-    found = b" " * size  # NVRTC writes into it: that is how the bindings have it
+    # NVRTC writes into these bytes, so they must be nobody else's: Python shares those of length 0 and 1.
+    found: bytes = b" " * (size + 2)
     _checked(f"nvrtcGet{what}", getattr(nvrtc, f"nvrtcGet{what}")(program, found))
-    return found
+    return found[:size]
 
 
 @cache
