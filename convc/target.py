@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,13 +14,14 @@ from typing import Any
 
 from convc import llvm
 from convc.errors import ConvcError, UnsupportedError, UsageError
-from convc.gpu import ARCHS, Gpu, capability, gpu_of
+from convc.gpu import ARCHS, Gpu, capability, gpu_of, portable
 from convc.rates import Rates, rates_of
 
 # What generated code needs at run time, by the widest unit that LLVM reports: (float32 lanes, vector registers).
 VECTOR_UNITS = (("avx512f", 16, 32), ("avx2", 8, 16), ("avx", 8, 16), ("sse2", 4, 16), ("neon", 4, 32))
 TRIPLES = {"x86_64": "x86_64-unknown-linux-gnu", "aarch64": "aarch64-unknown-linux-gnu"}
 KEYS = ("triple", "threads")
+LATER = "GPUs later than these run what is compiled for cuda/sm_90+ptx"
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,12 @@ class GpuTarget(Target):
 
 def parse_target(text: str, *, threads: int | None = None) -> Target:
     """`native`, `cpu/ARCH`, `cpu/ARCH,triple=...,threads=N`, `cuda/sm_80,sm_90a+ptx`; bare `cuda` is the GPU of this
-    machine. Raises UsageError with the nearest known name."""
+    machine. Raises UsageError with the nearest known name, and for more than one of `threads` on GPUs."""
     head, *settings = text.strip().split(",")
     kind, _, arch = head.partition("/")
     if kind == "cuda":
+        if threads not in (None, 1):
+            raise UsageError(f"target '{text}': a GPU runs on all of its threads; leave --threads out")
         return _gpu_target(text, arch, settings)
     options = _options(settings, text)
     if kind == "native" and not arch:
@@ -108,16 +112,20 @@ def parse_target(text: str, *, threads: int | None = None) -> Target:
 
 
 def _gpu_target(text: str, first: str, rest: Sequence[str]) -> GpuTarget:
-    named = [first, *(word for word in rest if "=" not in word)] if first else [_visible_arch(text)]
     options = [word for word in rest if "=" in word]
     if wrong := [o for o in options if o not in ("tf32=0", "tf32=1")]:
         raise UsageError(f"target '{text}': '{wrong[0]}' is no setting of a GPU; tf32=1 is the only one")
-    ptx = named[-1].endswith("+ptx")
+    more = [word for word in rest if "=" not in word]
+    if more and not first:
+        raise UsageError(f"target '{text}': architectures are written cuda/{','.join(more)}")
+    named = [first, *more] if first else [_visible_arch(text)]
+    ptx = any(word.endswith("+ptx") for word in named)
     archs = tuple(dict.fromkeys(word.removesuffix("+ptx") for word in named))
     for arch in archs:
         if arch not in ARCHS:
-            near = difflib.get_close_matches(arch, ARCHS, n=3) or ARCHS
-            raise UsageError(f"target '{text}': convc knows no GPU architecture '{arch}'; did you mean {_or(near)}?")
+            raise UsageError(f"target '{text}': convc knows no GPU architecture '{arch}'; {_instead_of(arch)}")
+    if ptx and portable(archs) is None:
+        raise UsageError(f"target '{text}': no later GPU takes the PTX of sm_90a; write cuda/sm_90,sm_90a+ptx")
     archs = tuple(sorted(archs, key=ARCHS.index))
     shared = min(gpu_of(arch).shared_block for arch in archs)
     label = ",".join(archs) + ("+ptx" if ptx else "")
@@ -125,6 +133,14 @@ def _gpu_target(text: str, first: str, rest: Sequence[str]) -> GpuTarget:
         label, "nvptx64-nvidia-cuda", 4, 255, (), l1=shared, l2=gpu_of(archs[0]).l2, kind="cuda", archs=archs, ptx=ptx,
         tf32="tf32=1" in options,
     )  # fmt: skip
+
+
+def _instead_of(arch: str) -> str:
+    """What to write: the nearest names of a misspelt one, all of them instead of one that is no mistake."""
+    if re.fullmatch(r"sm_\d+[a-z]?", arch):
+        return f"it knows {_and(ARCHS)}, and {LATER}"
+    near = difflib.get_close_matches(arch, ARCHS, n=3)
+    return f"did you mean {_or(near)}?" if near else f"it knows {_and(ARCHS)}"
 
 
 def _visible_arch(text: str) -> str:
@@ -139,12 +155,18 @@ def _visible_arch(text: str) -> str:
         ) from error
     fitting = [a for a in ARCHS if capability(a)[0] == major and capability(a)[1] <= minor]
     if not fitting:
-        raise UsageError(f"target '{text}': this machine's GPU is sm_{major}{minor}, and convc knows {_or(ARCHS)}")
+        raise UsageError(
+            f"target '{text}': this machine's GPU is sm_{major}{minor}, and convc knows {_and(ARCHS)}; {LATER}"
+        )
     return max(fitting, key=lambda a: (capability(a), a))
 
 
-def _or(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+def _or(words: Sequence[str], last: str = "or") -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def _and(words: Sequence[str]) -> str:
+    return _or(words, "and")
 
 
 def _options(settings: list[str], text: str) -> Mapping[str, str]:

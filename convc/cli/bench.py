@@ -51,7 +51,7 @@ class Result:
 @subject.argument
 @click.option("--vs", type=options.Words(VS), default=(), help=f"Runtimes to compare with: {', '.join(VS)}.")
 @click.option("--model", type=options.FILE, help="The ONNX model of X.convc, for the other runtimes.")
-@click.option("--threads", type=options.THREADS, default=1, show_default=True, help="Threads of each runtime.")
+@click.option("--threads", type=options.THREADS, default=1, show_default=True, help="Threads of each runtime on CPUs.")
 @click.option("--rounds", type=click.IntRange(1, 10_000), help="Times to measure. Default: what fits ten seconds.")
 @click.option("--assert", "baseline", type=options.FILE, help="Earlier `bench --json`; exit with 8 where slower.")
 @click.option("--tol", type=options.Fraction(), default="5%", show_default=True, help="Slowdown that --assert allows.")
@@ -81,7 +81,7 @@ def command(
     asked = subject_of(subject)
     if asked.kind != "model" and shapes:
         raise UsageError("--shape applies to models only")
-    building = {"target": target, "threads": threads, "shapes": dict(shapes), "max_rel_err": max_rel_err}
+    building = {"target": target, "shapes": dict(shapes), "max_rel_err": max_rel_err}
     with _task(console, asked, model, threads, building) as (task, artifact):
         gpu = artifact.check_machine()
         ports = {port.name: port.type for port in artifact.inputs}
@@ -124,6 +124,8 @@ def _task(
     from convc.peers import Task
     from convc.report.layers import check_model
     from convc.runtime.artifact import Artifact
+    from convc.runtime.features import check_target, target_row
+    from convc.target import parse_target
 
     with ExitStack() as stack:
         if asked.kind == "artifact":
@@ -134,8 +136,11 @@ def _task(
         else:
             if model:
                 raise UsageError("--model belongs to an artifact; this subject is compiled now")
+            machine = parse_target(building["target"])
+            check_target(target_row(machine))  # before minutes are spent on what cannot run
             model = stack.enter_context(model_file(asked))
-            artifact = compiled(console, model, **building)
+            threads_to_split_for = None if machine.kind == "cuda" else threads
+            artifact = compiled(console, model, threads=threads_to_split_for, **building)
             path = Path(stack.enter_context(TemporaryDirectory(prefix="convc-"))) / "model.convc"
             artifact.save(path)
         outputs = {port.name: port.type for port in artifact.outputs}

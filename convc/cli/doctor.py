@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.option("--threads", type=options.THREADS, default=1, show_default=True, help="Threads to measure with.")
 @options.records
 def command(console: Console, measure: bool, threads: int, records: Path | None) -> None:
-    """Check packages, C compiler, processor and threads, and say what to do about what is wrong; exits with 5 then.
+    """Check packages, compilers, processor, threads and GPU, and say what to do about what is wrong; exits with 5 where
+    something is that all of convc needs: what only GPUs need is told where it is absent, and no fault.
 
     With --measure, `profile` and `tune` tell times as fractions of the peak, and the models that rank configs count
     with the rates, which are kept with the tuning logs. Leave the machine alone for these few seconds.

@@ -80,7 +80,9 @@ def command(
             raise UsageError("--run tunes what its file says: it takes no MODEL or PROBLEM and no flags about them")
         machine, sources, budget, most = _written_down(run, folder, budget, most)
     else:
-        machine = lookup_for(parse_target(target, threads=threads), folder).target
+        asked = parse_target(target, threads=threads)
+        _check_is_tuned(asked)
+        machine = lookup_for(asked, folder).target
         sources = _sources(_subjects(subjects), machine, dict(shapes), epilogue)
     budget = BUDGET if budget is None else budget
     if export is not None:
@@ -92,6 +94,14 @@ def command(
     console.result(_document(outcome, machine), *_text(outcome, machine), "", *_closing(console, outcome, subjects))
     if outcome.interrupted:
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+def _check_is_tuned(machine: Target) -> None:
+    if machine.kind == "cuda":
+        raise UnsupportedError(
+            f"{machine.label}: this version of convc tunes CPUs only; for GPUs `convc compile` takes what its model of "
+            "the GPU ranks first, and `convc explain` shows that ranking"
+        )
 
 
 def _subjects(texts: Sequence[str]) -> list[Subject]:

@@ -13,17 +13,20 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-from convc.errors import ConvcError
+from convc.errors import ConvcError, MissingDependencyError
 from convc.peers import PEERS, RUNTIMES
 from convc.report.machine import package_version, this_machine
 from convc.report.native import load_c
 from convc.report.state import state_dir
 from convc.runtime.cache import cache_folder, open_cache
-from convc.target import available_threads, parse_target
+from convc.runtime.driver import INSTALL, Driver
+from convc.target import GpuTarget, available_threads, parse_target
 
 PIN = re.compile(r"([A-Za-z0-9_.-]+)==([^;\s]+)(?!.*extra)")
 LEAST_PYTHON = (3, 11)
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+KERNEL = 'extern "C" __global__ void k(float* x) { x[threadIdx.x] = 1.0f; }'
+GPUS_ONLY = "needed for cuda/... targets only"
 MARKS = {"ok": "ok", "note": "!", "bad": "bad"}
 
 
@@ -138,6 +141,43 @@ def objects() -> Iterator[Check]:
     )
 
 
+def gpu_compilers() -> Iterator[Check]:
+    """Those for GPUs, tried: one of them is enough, and only for cuda/... targets."""
+    from convc.lower.gpu_compiler import COMPILERS
+
+    machine = parse_target("cuda/sm_80")
+    assert isinstance(machine, GpuTarget)
+    absent = {compiler.name: compiler.missing() for compiler in COMPILERS}
+    for compiler in COMPILERS:
+        if reason := absent[compiler.name]:
+            others = [name for name, why in absent.items() if why is None]
+            advice = f"not needed beside {others[0]}" if others else f"{GPUS_ONLY}: `{compiler.install}`"
+            yield Check(compiler.name, "note", f"absent: {reason}", advice)
+            continue
+        try:
+            compiler.compile_source(KERNEL, machine)
+        except ConvcError as error:
+            yield Check(compiler.name, "note", str(error).strip().rpartition("\n")[2], GPUS_ONLY)
+        else:
+            yield Check(compiler.name, "ok", f"{compiler.version()}, compiles")
+
+
+def gpu() -> Iterator[Check]:
+    """What running on a GPU takes."""
+    bindings = package_version("cuda-bindings")
+    advice = "" if bindings else f"needed to run on GPUs only: `{INSTALL}`"
+    yield Check("cuda-bindings", "ok" if bindings else "note", bindings or "absent", advice)
+    try:
+        found = Driver.open()
+    except MissingDependencyError:
+        yield Check("GPU", "note", "there is an NVIDIA driver, and no cuda-bindings to ask it", f"`{INSTALL}`")
+    except ConvcError as error:
+        yield Check("GPU", "note", f"absent: {error}", "needed to run on GPUs only; compiling for them needs none")
+    else:
+        major, minor = found.capability
+        yield Check("GPU", "ok", f"{found.name}, compute capability {major}.{minor}")
+
+
 def peers() -> Iterator[Check]:
     for name in PEERS:
         runtime = RUNTIMES[name]
@@ -149,5 +189,5 @@ def peers() -> Iterator[Check]:
 
 
 QUESTIONS: tuple[Callable[[], Iterator[Check]], ...] = (
-    python, pins, llvm, compiler, processor, threads, state, objects, peers,
+    python, pins, llvm, compiler, processor, threads, state, objects, gpu_compilers, gpu, peers,
 )  # fmt: skip

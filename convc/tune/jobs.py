@@ -125,6 +125,8 @@ def _jobs(found: Any) -> Jobs:
 
 
 def _target(text: Any) -> Target:
+    if isinstance(text, str) and text.startswith("cuda"):
+        raise BadInputError(f"target is {_shown(text)}, a GPU, and this version of convc tunes CPUs only")
     if not isinstance(text, str) or not _TARGET.fullmatch(text):
         raise BadInputError(f"target is {_shown(text)}, not as cpu/znver3,triple={TRIPLES['x86_64']},threads=1")
     target = parse_target(text)

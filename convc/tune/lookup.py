@@ -68,9 +68,13 @@ class Lookup:
         if missing:
             shown = "\n".join(f"  {text}" for text in list(missing)[:SHOWN])
             more = f"\n  and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+            if self.target.kind == "cuda":
+                where, advice = "", "this version tunes no GPUs: leave "
+            else:
+                where, advice = f" on {self.target.threads} threads", "run `convc tune` on the model, or leave "
             raise UntunedError(
-                f"{len(missing)} problems have no record for {self.target.label} on {self.target.threads} threads; "
-                f"run `convc tune` on the model, or leave --require-tuned out:\n{shown}{more}"
+                f"{len(missing)} problems have no record for {self.target.label}{where}; {advice}"
+                f"--require-tuned out:\n{shown}{more}"
             )
 
     @cached_property
