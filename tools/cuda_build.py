@@ -1,0 +1,246 @@
+"""The artifacts that tools/bench_cuda.py measures, each through convc's own pipeline; needs no GPU."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cuda_networks import Array, Weight, onnx_of
+from cuda_slim import Draws, save_slim
+from cuda_subjects import Layer, Network
+
+from convc.algorithm import Choice, Config, algorithms
+from convc.dtypes import computing
+from convc.frontend import import_onnx
+from convc.ir import Const, Graph
+from convc.lower.objects import build
+from convc.passes import simplify
+from convc.pipeline import run_until
+from convc.plan import partition, place
+from convc.plan.offers import Offer, bound_of, refusal
+from convc.plan.plan import Plan
+from convc.plan.relayout import relayout
+from convc.plan.search import Search
+from convc.plan.select import blocks_of, energies_of
+from convc.problem import Problem
+from convc.runtime.artifact import Artifact
+from convc.runtime.package import package
+from convc.target import Target, parse_target
+
+LEFT_OUT = ("fallback",)  # it is there for what nothing else takes, and slow enough to spend the whole time of a GPU
+OUTPUTS = (2, 4, 6)  # m of the table of points
+POINTS = ("integers", "NOVA")  # beside convc's own
+MOST_GOLDEN = 4e11  # FLOP of a network that numpy is asked for
+
+
+@dataclass(frozen=True)
+class Task:
+    """One artifact to build: of a layer with `choice`, or of a network without."""
+
+    subject: Layer | Network
+    label: str
+    choice: Choice | None
+    target: str
+    file: Path
+
+
+def layer_weight(p: Problem) -> Weight:
+    """He's scale: outputs are about as large as x."""
+    return Weight(f"layer {p}", p.weights, 0.0, float(np.sqrt(2 / p.reduction)))
+
+
+def layer_plan(p: Problem, choice: Choice, w: Array, machine: Target) -> Plan:
+    """The placed plan of one convolution that `choice` computes, with copies where its layouts ask for them.
+
+    Raises ValueError where the choice's blocks fit no layout.
+    """
+    node = p.node()
+    anchor = node.with_args((node.args[0], Const(w)))
+    plan = partition(Graph((anchor.args[0],), (("y", anchor),)))  # type: ignore[arg-type]
+    found = {group: [Offer(choice, 1.0, 0.0, 0)] for group in plan.groups}
+    for block, energy in energies_of(plan, found, blocks_of(found, machine)).items():
+        solution = Search().cheapest(energy)
+        chosen = relayout(plan, energy, solution, block=block) if solution else plan
+        if choice in chosen.choices.values():
+            return place(chosen)
+    raise ValueError(f"{choice} fits no layout of {p}")
+
+
+def artifact_of(plan: Plan, machine: Target) -> Artifact:
+    return package(build(plan, machine), plan, machine, b"", options={"target": str(machine)}, self_test=False)
+
+
+def made(task: Task) -> dict[str, Any]:
+    """Build the artifact and write its slim file; its row of the plan file."""
+    subject, start = task.subject, time.perf_counter()
+    machine = computing(parse_target(task.target), subject.dtype)
+    row: dict[str, Any] = {"label": task.label, "file": task.file.name}
+    if isinstance(subject, Layer):
+        assert task.choice is not None
+        p, c, algorithm = subject.problem.canonical, task.choice.config, task.choice.entry
+        weight = layer_weight(subject.problem)
+        plan = layer_plan(subject.problem, task.choice, weight.draw().astype(p.dtype), machine)
+        draws = {weight.name: weight}
+        row |= {
+            "algorithm": algorithm.name, "config": dict(c), "mixes": algorithm.mixes, "bound": bound_of(p, task.choice),
+            "predicted_us": 1e6 * algorithm.cost(p, machine, c), "memory": algorithm.memory(p, c),
+            "limit": algorithm.limit(p, machine, c) if algorithm.limit else None,
+        }  # fmt: skip
+    else:
+        model, found = onnx_of(subject.name, subject.batch)
+        plan, draws = run_until("placed", model, target=task.target, dtype=subject.dtype), dict(found)
+    artifact = artifact_of(plan, machine)
+    save_slim(artifact, [(at, const.value) for _, at, const in plan.weights], draws, Draws(), task.file)
+    return row | {"usage": usage_of(artifact), "bytes": task.file.stat().st_size, "seconds": _since(start)}
+
+
+def usage_of(artifact: Artifact) -> list[dict[str, Any]]:
+    """What its distinct kernels take: dynamic shared memory, and by architecture what ptxas reports."""
+    found = []
+    for symbol, function in artifact.program.functions.items():
+        for launch in function.launches:
+            usages = [asdict(u) for u in function.usage.get(launch.kernel, ())]
+            found.append({"symbol": symbol, "kernel": launch.kernel, "shared": launch.shared, "usage": usages})
+    return found
+
+
+def _since(start: float) -> float:
+    return round(time.perf_counter() - start, 1)
+
+
+def choices(subject: Layer, target: str, *, tries: int, best: int) -> tuple[list[tuple[str, Choice]], dict[str, str]]:
+    """What to build for a layer, and why some algorithms have nothing."""
+    machine, p = computing(parse_target(target), subject.dtype), subject.problem.canonical
+    if subject.steps == "points":
+        return _points(p, machine)
+    if subject.steps == "ablation":
+        return _ablation(p, machine)
+    found, refused = [], {}
+    plain = parse_target(target)
+    for name, algorithm in algorithms("cuda").items():
+        if name in LEFT_OUT:
+            continue
+        if reason := refusal(algorithm, p, machine):
+            refused[name] = reason
+        elif subject.dtype == "tf32" and refusal(algorithm, p, plain) is None:
+            refused[name] = "it computes the same in float32"
+        else:
+            for i, c in enumerate(list(algorithm.space(p, machine))[:tries]):
+                label = f"{name} #{i + 1}" if i else name
+                found.append((algorithm.cost(p, machine, c), label, algorithm.choice(c)))
+    found.sort(key=lambda one: one[0])
+    kept = found if subject.group != "resnet50" else found[: best * tries]
+    return [(label, choice) for _, label, choice in kept], refused
+
+
+def _ablation(p: Problem, machine: Target) -> tuple[list[tuple[str, Choice]], dict[str, str]]:
+    algorithm = algorithms("cuda")["im2win"]
+    if reason := refusal(algorithm, p, machine):
+        return [], {"im2win": reason}
+    steps: Sequence[tuple[str, Config]] = importlib.import_module("convc.schedules._im2win_tiles").ablation(p, machine)
+    return [(label, algorithm.choice(config)) for label, config in steps], {}
+
+
+def _points(p: Problem, machine: Target) -> tuple[list[tuple[str, Choice]], dict[str, str]]:
+    """F(m, 3) at convc's points. Others wait for configs that name points."""
+    algorithm = algorithms("cuda")["winograd"]
+    if reason := refusal(algorithm, p, machine):
+        return [], {"winograd": reason}
+    found, refused = [], {f"F(6,3) at the points of {name}": "configs name no points" for name in POINTS}
+    for m in OUTPUTS:
+        fitting = [c for c in algorithm.space(p, machine) if all(c[key] == m for key in c if key in ("m0", "m1"))]
+        if fitting:
+            found.append((f"F({m},3), convc's points", algorithm.choice(fitting[0])))
+        else:
+            refused[f"F({m},3)"] = "no config has this tile"
+    return found, refused
+
+
+def golden(name: str) -> list[float]:
+    """What the network gives for the first image, in float64."""
+    from cuda_check import images
+
+    model, _ = onnx_of(name, 1)
+    graph = simplify(import_onnx(model, shapes={}))
+    if sum(node.flops for node in graph.nodes) > MOST_GOLDEN:
+        return []
+    x = images(graph.inputs[0].shape, "float32")[:1]
+    (y,) = graph.evaluate({graph.inputs[0].label: x.astype(np.float64)}).values()
+    return [float(value) for value in np.asarray(y, np.float64).reshape(-1)]
+
+
+def rows(
+    found: Sequence[Layer | Network], target: str, folder: Path, *, jobs: int, tries: int, best: int,
+    told: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The subjects as the plan file has them, with their artifacts built."""
+    with Pool(jobs) as run:
+        waiting = []
+        for number, subject in enumerate(found):
+            refused: dict[str, str] = {}
+            if isinstance(subject, Layer):
+                picked, refused = choices(subject, target, tries=tries, best=best)
+                parts: list[tuple[str, Choice | None]] = [*picked]
+            else:
+                parts = [("convc", None)]
+            files = [folder / f"{number:03}-{i}.slim" for i in range(len(parts))]
+            tasks = [Task(subject, label, c, target, f) for (label, c), f in zip(parts, files, strict=True)]
+            waiting.append((subject, refused, [(task, run(made, task)) for task in tasks]))
+        known: dict[str, list[float]] = {}
+        for subject, refused, started in waiting:
+            artifacts = []
+            for task, future in started:
+                try:
+                    artifacts.append(future.result())
+                except Exception as error:  # one layer must not cost the measurement of the others
+                    refused[task.label] = f"{type(error).__name__}: {error}"
+                    told(f"{subject.id}: {task.label} cannot be built: {refused[task.label]}")
+            told(f"{subject.id}: {', '.join(row['label'] for row in artifacts) or 'nothing'}")
+            yield _row(subject, artifacts, refused, known)
+
+
+def _row(
+    subject: Layer | Network, artifacts: list[dict[str, Any]], refused: dict[str, str], known: dict[str, list[float]]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": subject.id, "group": subject.group, "dtype": subject.dtype}
+    if isinstance(subject, Layer):
+        p = subject.problem
+        row |= {"kind": "layer", "problem": str(p), "steps": subject.steps, "weight": asdict(layer_weight(p))}
+    else:
+        if subject.name not in known:
+            known[subject.name] = golden(subject.name)
+        row |= {"kind": "network", "name": subject.name, "batch": subject.batch, "golden": known[subject.name]}
+    return row | {"artifacts": artifacts, "refused": refused}
+
+
+class Pool:
+    """Calls in processes of their own, or in this one where there is to be one."""
+
+    def __init__(self, jobs: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(jobs, mp_context=spawn) if jobs > 1 else None
+
+    def __enter__(self) -> Callable[..., Future[Any]]:
+        return self.pool.submit if self.pool else _now
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+
+def _now(function: Callable[..., Any], *args: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function(*args))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
