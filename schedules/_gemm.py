@@ -79,7 +79,7 @@ def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[
                     continue
                 for sk in SPLITS:
                     if sk == 1 or steps(p, base) >= 4 * sk:
-                        yield from ({**base, "sk": sk, "db": db} for db in (1, 0))
+                        yield {**base, "sk": sk, "db": int(steps(p, base) > sk)}
 
 
 def _fits(p: Problem, c: Config, target: GpuTarget) -> bool:

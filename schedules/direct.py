@@ -250,11 +250,11 @@ def refuses_on_cuda(p: Problem, target: Target) -> str | None:
 @lru_cache(maxsize=4096)
 def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
     assert isinstance(target, GpuTarget)
-    found: list[Config] = []
+    found: list[tuple[float, Config]] = []
     for pair in _gemm.layouts(p, target):
-        ranked = sorted(_gemm.configs(p, target, pair), key=lambda c: _gemm.seconds(p, target, c))
-        found += ranked[:64]
-    return sorted(found, key=lambda c: _gemm.seconds(p, target, c))
+        timed = [(_gemm.seconds(p, target, c), c) for c in _gemm.configs(p, target, pair)]
+        found += sorted(timed, key=lambda row: row[0])[:64]
+    return [config for _, config in sorted(found, key=lambda row: row[0])]
 
 
 ON_CUDA = Algorithm(
