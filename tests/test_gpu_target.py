@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -132,6 +134,11 @@ def test_targets_lists_gpus_with_their_compiler(
     with mock.patch.object(driver.Driver, "open", lambda: mock.Mock(capability=(8, 9))):
         runs = {row["target"] for row in document(capsys, "targets")["targets"] if row["runs_here"]}
     assert {name for name in runs if name.startswith("cuda")} == {f"cuda/sm_{n}" for n in (80, 86, 87, 89)}
+
+
+def test_listing_targets_does_not_load_the_compiler_of_cpus() -> None:
+    code = "import sys; from convc.cli import main; main(['targets']); assert 'tvm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
