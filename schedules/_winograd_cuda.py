@@ -149,6 +149,11 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     return sum(cost.seconds for cost in costs(p, target, c))
 
 
+def limit(p: Problem, target: Target, c: Config) -> str:
+    """That of the kernel which takes longest."""
+    return max(costs(p, target, c), key=lambda cost: cost.seconds).limit
+
+
 def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, _gpu.Cost, _gpu.Cost]:
     """Of the three kernels. What lies between two of them comes from L2 if half of it holds that."""
     assert isinstance(target, GpuTarget)

@@ -567,6 +567,7 @@ ON_CUDA = Algorithm(
     memory=_winograd_cuda.memory,
     arrange=_winograd_cuda.arrange,
     grain=grain,
+    limit=_winograd_cuda.limit,
     mixes=True,
     kind="cuda",
 )

@@ -250,7 +250,7 @@ def test_the_limit_is_the_one_of_the_model(text: str, full: bool) -> None:
     problem = Problem.parse(text).canonical
     target = parse_target("cuda/sm_80")
     rows = {row.algorithm: row for row in explain_problem(problem, target)}
-    for name in ("direct", "fallback"):
+    for name in ("direct", "winograd", "fallback"):
         algorithm, row = algorithms("cuda")[name], rows[name]
         config = {key: int(value) for key, value in (pair.split("=") for pair in row.config.split(","))}
         assert algorithm.limit and row.limit == algorithm.limit(problem, target, config)
