@@ -18,7 +18,7 @@ from typing import Any
 
 from convc.algorithm import Algorithm, Config, unevenness
 from convc.problem import Problem
-from convc.schedules import _tile
+from convc.schedules import _im2win_cuda, _im2win_tiles, _tile
 from convc.schedules._columns import CACHE_LINE, SIZES, Window, pieces, window, window_bytes
 from convc.target import Target
 
@@ -403,4 +403,18 @@ ALGORITHM = Algorithm(
     error=error,
     memory=memory,
     tasks=tasks,
+)
+
+ON_CUDA = Algorithm(
+    name="im2win",
+    source="arXiv:2306.14316",
+    refuses=_im2win_tiles.refuses,
+    space=_im2win_tiles.space,
+    seconds=_im2win_tiles.seconds,
+    pack=_im2win_cuda.pack,
+    define=_im2win_cuda.define,
+    schedule=_im2win_cuda.schedule,
+    error=_tile.recursive_error,
+    memory=_im2win_tiles.memory,
+    kind="cuda",
 )
