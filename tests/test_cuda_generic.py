@@ -14,8 +14,30 @@ from hypothesis import strategies as st
 from kernels import kernel_of, laid_out, placeholder, read_back, reference, whole
 from test_cuda_algorithms import run_on_shim
 
-from convc.ir import ArgReduce, Node, Normalize, Reduce, Softmax
+from convc.ir import (
+    LRN,
+    ArgReduce,
+    Binary,
+    Cast,
+    Concat,
+    Const,
+    Conv,
+    ConvTranspose,
+    MatMul,
+    Node,
+    Normalize,
+    Pad,
+    Pool,
+    Reduce,
+    Reshape,
+    Resize,
+    Slice,
+    Softmax,
+    Transpose,
+    Unary,
+)
 from convc.layout import PLAIN, Layout
+from convc.plan.plan import Copy
 from convc.target import GpuTarget, parse_target
 
 pytestmark = needs_shim
@@ -133,3 +155,154 @@ def test_one_nan_is_found_by_every_fold(layout: Layout, rng: np.random.Generator
     for node in (Reduce("max", x, (2, 3)), Reduce("min", x, (1,)), Reduce("sum", x, (1, 2, 3))):
         y = run([node], {x: values}, [layout], blocked(layout, node))
         np.testing.assert_array_equal(np.isnan(y), np.isnan(node.reference(values)))
+
+
+# Maps
+
+SHAPE = (2, 21, 5, 7)  # no block divides the channels, no access a row
+EVEN = (2, 20, 4, 8)
+LAYOUTS = [(PLAIN, PLAIN), (PLAIN, B4), (B4, PLAIN), (B4, B4)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8", "int32", "int64", "bool"])
+@pytest.mark.parametrize("shape", [SHAPE, EVEN], ids=str)
+def test_copies_between_layouts(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
+    x = placeholder(*shape, dtype=dtype)
+    values = whole(rng, *shape, dtype=dtype)
+    for source, to in LAYOUTS:
+        np.testing.assert_array_equal(run([Copy(x)], {x: values}, [source], to), values)
+
+
+def test_lanes_that_pad_a_block_become_zero(rng: np.random.Generator) -> None:
+    x = placeholder(1, 5, 3, 3)
+    y = np.empty(B4.physical(x.shape), "float32")
+    run_on_shim(kernel_of([Copy(x)], (x,), [PLAIN], B4), machine(), whole(rng, *x.shape), y)
+    assert not y[:, 1, ..., 1:].any()
+
+
+@SOME
+@given(
+    shape=st.lists(st.integers(1, 20), min_size=3, max_size=5).filter(lambda s: np.prod(s) < 20_000 and s[1] > 1),
+    kind=st.sampled_from(["transpose", "slice", "pad", "reflect", "concat", "reshape"]),
+    pair=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 99),
+)
+def test_moves_of_any_shape(shape: list[int], kind: str, pair: tuple[Layout, Layout], seed: int) -> None:
+    rng, x = np.random.default_rng(seed), placeholder(*shape)
+    values = {x: whole(rng, *shape)}
+    node = moved(kind, x, rng)
+    if isinstance(node, Concat):
+        values[node.xs[1]] = whole(rng, *node.xs[1].shape)
+    check([node], values, [blocked(pair[0], read) for read in values], blocked(pair[1], node))
+
+
+def moved(kind: str, x: Node, rng: np.random.Generator) -> Node:
+    """A node that moves the elements of x, drawn."""
+    rank, shape = len(x.shape), x.shape
+    if kind == "transpose":
+        return Transpose(x, tuple(int(a) for a in rng.permutation(rank)))
+    if kind == "slice":
+        begin = [int(rng.integers(0, e)) for e in shape]
+        size = [int(rng.integers(1, e - b + 1)) for b, e in zip(begin, shape, strict=True)]
+        return Slice(x, tuple(begin), tuple((s + 1) // 2 for s in size), (2,) * rank)
+    if kind == "concat":
+        axis = int(rng.integers(0, rank))
+        other = [int(rng.integers(1, 9)) if a == axis else e for a, e in enumerate(shape)]
+        return Concat((x, placeholder(*other)), axis)
+    if kind == "reshape":
+        return Reshape(x, (shape[0], int(np.prod(shape[1:]))))
+    most = [3 if kind == "pad" else min(3, e) for e in shape]
+    pad = tuple((int(rng.integers(0, m)), int(rng.integers(0, m))) for m in most)
+    return Pad(x, pad, "constant" if kind == "pad" else kind)
+
+
+@pytest.mark.parametrize("layouts", [(B4, B4, B4), (PLAIN, PLAIN, PLAIN), (B4, PLAIN, B4), (PLAIN, B4, B4)], ids=str)
+@pytest.mark.parametrize("shape", [SHAPE, EVEN], ids=str)
+def test_chains(shape: tuple[int, ...], layouts: tuple[Layout, ...], rng: np.random.Generator) -> None:
+    """Per channel, per element and by itself; x is read at two places of the chain."""
+    x, scale = placeholder(*shape), Const(whole(rng, 1, shape[1], 1, 1))
+    scaled = Binary("mul", x, scale)
+    nodes = [scaled, Binary("add", scaled, x), Unary("relu", Binary("add", scaled, x))]
+    nodes[2] = Unary("relu", nodes[1])
+    check(nodes, {x: whole(rng, *shape), scale: scale.value}, layouts[:2], layouts[2])
+
+
+def test_types_of_several_sizes_share_a_strip(rng: np.random.Generator) -> None:
+    x, y = placeholder(*EVEN, dtype="int8"), placeholder(*EVEN, dtype="float64")
+    wide = Cast(x, "float64")
+    check([wide, Binary("add", wide, y)], {x: whole(rng, *EVEN, dtype="int8"), y: whole(rng, *EVEN).astype("float64")},
+          [B4, B4], B4)  # fmt: skip
+
+
+def accesses(node: Node, x: Node, source: Layout, result: Layout) -> tuple[int, int]:
+    """Loads from and stores to parameters of 16 bytes, in the text."""
+    from convc.lower.cuda import source_of
+    from convc.lower.generic import generic
+
+    text = source_of(generic(kernel_of([node], [x], [source], result), machine()), "k", machine()).text
+    return text.count("= *(float4*)(x"), text.count("*(float4*)(y_flat_ptr")
+
+
+@pytest.mark.parametrize(
+    ("shape", "source", "to", "expected"),
+    [
+        (EVEN, PLAIN, PLAIN, (1, 1)), (SHAPE, PLAIN, PLAIN, (1, 1)), (EVEN, B4, B4, (1, 1)), (SHAPE, B4, B4, (1, 1)),
+        (EVEN, PLAIN, B4, (0, 1)), (EVEN, B4, PLAIN, (1, 0)),
+    ],
+)  # fmt: skip
+def test_what_lies_alike_moves_16_bytes_an_access(
+    shape: tuple[int, ...], source: Layout, to: Layout, expected: tuple[int, int]
+) -> None:
+    x = placeholder(*shape)
+    assert accesses(Unary("relu", x), x, source, to) == expected
+
+
+# Windows, and what reads an element many times
+
+
+@pytest.mark.parametrize("layout", [PLAIN, B4], ids=str)
+@pytest.mark.parametrize("kind", ["max", "average"])
+def test_pools(kind: str, layout: Layout, rng: np.random.Generator) -> None:
+    x = placeholder(2, 21, 11, 13)
+    values = {x: whole(rng, *x.shape)}
+    pool = Pool(kind, x, (3, 2), (2, 2), ((1, 1), (0, 1)), (1, 1), (0, 0))
+    check([pool, Unary("relu", pool)], values, [layout], layout, tolerance=1e-6)
+    check([Pool(kind, x, (11, 13), (1, 1), ((0, 0), (0, 0)), (1, 1), (0, 0))], values, [layout], layout, tolerance=1e-6)
+
+
+def test_a_pool_reads_and_writes_the_lanes_of_a_block_at_once() -> None:
+    x = placeholder(1, 8, 6, 6)
+    pool = Pool("max", x, (2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1), (0, 0))
+    assert accesses(pool, x, B4, B4) == (2, 1)  # the taps of a row, in a loop over rows
+
+
+@pytest.mark.parametrize("layout", [PLAIN, B4], ids=str)
+def test_local_response(layout: Layout, rng: np.random.Generator) -> None:
+    x = placeholder(2, 21, 5, 7)
+    check([LRN(x, 5, 1e-2, 0.75, 1.0)], {x: whole(rng, *x.shape)}, [layout], layout, tolerance=2e-6)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_resizes(mode: str, rng: np.random.Generator) -> None:
+    x = placeholder(2, 6, 11, 13)
+    node = Resize(x, (2, 6, 17, 29), (1, 1, 17 / 11, 29 / 13), mode, "half_pixel")
+    for layout in (PLAIN, B4):
+        check([node], {x: whole(rng, *x.shape)}, [layout], layout, tolerance=2e-6)
+
+
+def test_products_of_activations(rng: np.random.Generator) -> None:
+    for shapes in (((3, 17, 33), (3, 33, 19)), ((2, 1, 70, 9), (3, 9, 65)), ((5, 130), (130, 3))):
+        a, b = placeholder(*shapes[0]), placeholder(*shapes[1])
+        check([MatMul(a, b)], {a: whole(rng, *shapes[0]), b: whole(rng, *shapes[1])}, [PLAIN, PLAIN])
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_convolutions_by_weights_from_outside(dtype: str, group: int, rng: np.random.Generator) -> None:
+    x, pad = placeholder(2, 6, 9, 11, dtype=dtype), ((1, 1), (1, 0))
+    w, turned = placeholder(9, 6 // group, 3, 3, dtype=dtype), placeholder(6, 9 // group, 3, 3, dtype=dtype)
+    given_ = {x: whole(rng, *x.shape, dtype=dtype)}
+    conv = Conv(x, w, None, (2, 1), pad, (1, 1), group)
+    check([conv], {**given_, w: whole(rng, *w.shape, dtype=dtype)}, [B4, PLAIN], B4)
+    back = ConvTranspose(x, turned, None, (2, 2), pad, (1, 1), (0, 0), group)
+    check([back], {**given_, turned: whole(rng, *turned.shape, dtype=dtype)}, [PLAIN, PLAIN])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
@@ -147,7 +148,7 @@ def _divided(module: Any) -> tuple[tirx.PrimFunc, Any]:
 def _text(kernels: Any, machine: Any) -> str:
     passes = [
         tirx.transform.FP8StorageLegalize(), tirx.transform.BF16StorageLegalize(), tirx.transform.LowerWarpMemory(),
-        tirx.transform.StmtSimplify(), each(_called), each(reveal), tirx.transform.LowerIntrin(),
+        tirx.transform.StmtSimplify(), each(_called), each(reveal), each(_folded), tirx.transform.LowerIntrin(),
     ]  # fmt: skip
     module = tvm.ir.transform.Sequential(passes)(kernels)
     return str(tvm.get_global_func("target.build.cuda")(module, machine).inspect_source("cuda"))
@@ -165,6 +166,18 @@ def _own(call: Call) -> Expr:
     return tirx.call_pure_extern(call.ty, name, *call.args[1:])
 
 
+def _folded(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The bits of constants as constants: TVM takes the address of what it reinterprets."""
+    return func.with_body(tvm_ffi.structural_map(func.body, (Call, _bits)))
+
+
+def _bits(call: Call) -> Expr:
+    if not call.op.same_as(Op.get("tirx.reinterpret")) or not isinstance(call.args[0], tirx.FloatImm | tirx.IntImm):
+        return call
+    given, wanted = (np.dtype(str(t)) for t in (call.args[0].ty, call.ty))
+    return tirx.const(np.array(call.args[0].value, given).view(wanted).item(), str(call.ty))
+
+
 @cache
 def _rounding() -> int:
     number: int = int(nearest(tirx.Var("x", "float32")).args[0].value)
@@ -173,17 +186,17 @@ def _rounding() -> int:
 
 def _launches(host: tirx.PrimFunc) -> tuple[tuple[Launch, ...], int]:
     """The kernels' launches in order, and the bytes of the temporaries that they share."""
-    places: dict[str, int | Temporary] = {param.name: k for k, param in enumerate(host.params)}
+    places: dict[Any, int | Temporary] = {param: k for k, param in enumerate(host.params)}
     found: list[Launch] = []
     scratch = 0
 
     def visit(node: Any) -> None:
         nonlocal scratch
         if isinstance(node, tirx.AllocBuffer):
-            places[node.buffer.name] = Temporary(scratch)
+            places[node.buffer] = Temporary(scratch)
             scratch += -(-_bytes(node.buffer) // ALIGNMENT) * ALIGNMENT
         elif isinstance(node, tirx.DeclBuffer):
-            places[node.buffer.name] = places[_origin(node.data)]
+            places[node.buffer] = places[_origin(node.data)]
         elif isinstance(node, Call) and getattr(node.op, "name", "") == "tirx.call_ffi_kernel":
             found.append(_launch(node, places))
 
@@ -196,14 +209,14 @@ def _bytes(buffer: Any) -> int:
     return -(-elements * int(tvm_ffi.dtype(str(buffer.ty.dtype)).bits) // 8)
 
 
-def _origin(data: Any) -> str:
-    """The name of the pointer or buffer that an address is of."""
+def _origin(data: Any) -> Any:
+    """The pointer or buffer that an address is of; names may be used twice."""
     while isinstance(data, Call):
         data = data.args[0]
-    return str(data.name)
+    return data
 
 
-def _launch(call: Call, places: dict[str, int | Temporary]) -> Launch:
+def _launch(call: Call, places: dict[Any, int | Temporary]) -> Launch:
     tags = [str(tag) for tag in call.attrs.launch_params if str(tag) not in FLAGS]
     kernel, *rest = call.args
     args, extents = rest[: len(rest) - len(tags)], rest[len(rest) - len(tags) :]

@@ -14,13 +14,18 @@ from convc.lower.nest import Nest, block, number
 from convc.target import Target
 
 THREADS = 256  # of a block: enough to fill a multiprocessor at any number of registers that these kernels take
+SPREAD = 256  # blocks, up to which they are smaller, so that more multiprocessors have one
+
+Grid = tuple[Sequence[int], Callable[[list[Any]], Stmt]]
+"""Extents, and what is done at each index: a thread each."""
 
 
 @dataclass(eq=False)
 class GpuNest(Nest):
     """A Nest whose outermost loops are threads; what lies inside of them is as on a CPU, one element at a time.
 
-    Vectors are for where the address is known to be a multiple of them: a row of an odd length is not.
+    Vectors are for where the address is known to be a multiple of them (convc/lower/gpu_maps.py): a row of an odd
+    length is not.
     """
 
     launched: bool = field(default=False, init=False)
@@ -52,17 +57,27 @@ class GpuNest(Nest):
         return self._kernel(list(extents), body)
 
     def _kernel(self, extents: list[int], body: Callable[[list[Any]], Stmt]) -> Stmt:
-        count = math.prod(extents)
+        return self.together([(extents, body)])
+
+    def together(self, grids: Sequence[Grid]) -> Stmt:
+        """Several grids as one kernel: its threads take the indices of one after those of the other."""
+        some = [(list(extents), math.prod(extents), body) for extents, body in grids if math.prod(extents)]
+        count = sum(size for _, size, _ in some)
         if count == 0:
             return block([])
-        threads = min(THREADS, -(-count // 32) * 32)
+        threads = next((t for t in (64, 128) if count < t * SPREAD), THREADS)
         groups = -(-count // threads)
 
         def inner(group: Any, thread: Any) -> Stmt:
-            at = group * threads + thread
-            if groups * threads == count:
-                return self._named(at, count, extents, body)
-            return tirx.IfThenElse(at < count, self._named(at, count, extents, body), None)
+            at, end = group * threads + thread, count
+            found = None
+            for k, (extents, size, body) in reversed(list(enumerate(some))):
+                begin = end - size
+                there = self._named(at - begin if begin else at, size, extents, body)
+                every = k == len(some) - 1 and groups * threads == count
+                found = there if every else tirx.IfThenElse(at < end, there, found)
+                end = begin
+            return found
 
         return self.blocks(groups, threads, inner)
 

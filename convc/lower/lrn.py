@@ -23,6 +23,8 @@ def write_lrn(core: Core) -> Stmt:
     node = core.node
     assert isinstance(node, LRN)
     (batch, channels), spatial = node.shape[:2], node.shape[2:]
+    if core.nest.alone:
+        return _by_element(core, node)
     return _by_channel(core, node, batch, channels, spatial) if core.block > 1 or not spatial else _by_pixel(core, node)
 
 
@@ -74,6 +76,31 @@ def _by_channel(core: Core, node: LRN, batch: int, channels: int, spatial: Seque
         return block([made, *margins, *each])
 
     return nest.grid([batch, *spatial], body, work=math.prod(node.shape) * node.size)
+
+
+def _by_element(core: Core, node: LRN) -> Stmt:
+    """On GPUs a thread an element, in the order of x in memory; what neighbours read comes from the cache."""
+    nest, dtype, (before, after), size = core.nest, wide(node.dtype), _terms(node), core.block
+    batch, channels, *spatial = node.shape
+
+    def body(ids: Sequence[Any]) -> Stmt:
+        n, blk, *place, lane = ids
+        c = nest.simplify(blk * size + lane)
+        total, made = scratch(1, dtype, "total")
+
+        def read(at: Any) -> Expr:
+            return cast(core.args[0].value([n, at, *place]), dtype)
+
+        at = nest.variable(channels, "c")
+        begin = tirx.max(as_index(c) - before, 0)
+        count = tirx.min(as_index(c) + after, channels - 1) - begin + 1
+        add = put(total, 0, lambda: get(total, 0) + let(read(at), lambda x: x * x))
+        write = core.store([n, c, *place], lambda: _scaled(node, read(c), get(total, 0), dtype))
+        start = put(total, 0, lambda: tirx.const(0, dtype))
+        statements = block([made, start, tirx.For(at, begin, count, tirx.ForKind.SERIAL, add), write])
+        return statements if channels % size == 0 else tirx.IfThenElse(as_index(c) < channels, statements, None)
+
+    return nest.grid([batch, -(-channels // size), *spatial, size], body)
 
 
 def _by_pixel(core: Core, node: LRN) -> Stmt:

@@ -17,6 +17,7 @@ from tvm.tirx import Expr, Stmt
 
 from convc.ir import Node
 from convc.lower.access import Access
+from convc.lower.gpu_maps import threads_of, write_alike, write_regions
 from convc.lower.nest import PARALLEL_WORK, Memory, as_index, block, get, number, parallel_parts, pieces, put, scratch
 from convc.lower.regions import Map, Region, regions, step
 from convc.lower.source import free_variables, trace
@@ -27,7 +28,11 @@ def write_map(kernel: Map) -> Stmt:
     """Every element of the result; lanes that pad its channels get 0, or what the same lanes of the leaves give."""
     if math.prod(kernel.shape) == 0:
         return block([])
-    if kernel.source.elementwise and all(_same(kernel, m) for m in kernel.memories.values()):
+    alike = kernel.source.elementwise and all(_same(kernel, m) for m in kernel.memories.values())
+    if kernel.nest.alone:
+        count = math.prod(kernel.result.layout.physical(kernel.shape))
+        return write_alike(threads_of(kernel), count) if alike else write_regions(threads_of(kernel))
+    if alike:
         return _flat(kernel)
     return block([s for region in regions(kernel) for s in _write_region(kernel, region)])
 
@@ -62,8 +67,6 @@ def _write_region(kernel: Map, region: Region) -> list[Stmt]:
     across = _across(kernel, region)
     if across is not None:
         return [*_tiles(kernel, region, *across), *_zeros(kernel, region)]
-    if nest.alone:
-        return _each_alone(kernel, region)
     region, rest = _for_threads(region)
 
     def body(ids: Sequence[Any]) -> Stmt:
@@ -75,22 +78,6 @@ def _write_region(kernel: Map, region: Region) -> list[Stmt]:
 
     written = [nest.grid(region.extents, body, work=region.elements)]
     return written if rest is None else [*written, *_write_region(kernel, rest)]
-
-
-def _each_alone(kernel: Map, region: Region) -> list[Stmt]:
-    """A grid of elements a run."""
-
-    def element(ids: Sequence[Any], first: int, *, kept: bool) -> Stmt:
-        *outer, at = ids
-        index = region.place(outer, kernel.nest.simplify(first + at))
-        nothing = tirx.const(0, kernel.result.type.dtype)
-        return kernel.nest.store(kernel.result, index, lambda: kernel.source.value(index) if kept else nothing)
-
-    def grid(run: tuple[int, int, int], *, kept: bool) -> Stmt:
-        first, count, lanes = run
-        return kernel.nest.grid([*region.extents, count * lanes], lambda ids: element(ids, first, kept=kept))
-
-    return [*(grid(run, kept=True) for run in region.runs), *(grid(run, kept=False) for run in region.zeros)]
 
 
 def _for_threads(region: Region) -> tuple[Region, Region | None]:

@@ -15,8 +15,10 @@ from convc.lower.access import least, most
 from convc.lower.core import Core, wide
 from convc.lower.elementwise import cast
 from convc.lower.functions import LIBRARIES, maximum
+from convc.lower.gpu_nest import GpuNest, Grid
 from convc.lower.nest import as_index, block, get, pieces, put, scratch
 from convc.lower.reduction import lowest
+from convc.lower.strips import elements, lanes_of, write
 from convc.lower.vector_math import dtype_of, let
 from convc.lower.windows import Axis, Run, axes_of, runs
 
@@ -29,7 +31,9 @@ def write_pool(core: Core) -> Stmt:
     assert isinstance(node, Pool)
     *outer, last = axes_of(node)
     found = [_Run(core, node, tuple(outer), last, run) for run in runs(last)]
-    by_channels = core.block > 1 or core.nest.alone
+    if isinstance(core.nest, GpuNest):
+        return core.nest.together([grid for run in found for grid in run.grids()])
+    by_channels = core.block > 1
     return block([s for run in found for s in (run.by_channels() if by_channels else run.by_rows())])
 
 
@@ -63,16 +67,25 @@ class _Run:
         return math.prod(self.node.shape[:-1]) * self.run.count * math.prod(self.node.kernel)
 
     def by_channels(self) -> list[Stmt]:
+        grids = self.by_channels_of(self.width)
+        return [self.core.nest.grid(extents, body, work=self.work) for extents, body in grids]
+
+    def grids(self) -> list[Grid]:
+        """On GPUs: a thread takes the lanes of a block, or one window."""
+        width = math.gcd(self.core.block, lanes_of(self.node.dtype, self.node.x.dtype))
+        return self.by_channels_of(width)
+
+    def by_channels_of(self, width: int) -> list[Grid]:
         batch, channels = self.node.shape[:2]
 
-        def piece(first: int, count: int, lanes: int) -> Stmt:
+        def piece(first: int, count: int, lanes: int) -> Grid:
             def body(ids: Sequence[Any]) -> Stmt:
                 n, c, *place, o = ids
                 return self.window(n, place, lanes, lambda lane: (first + c * lanes + lane, o))
 
-            return self.core.nest.grid([batch, count, *self.rows, self.run.count], body, work=self.work)
+            return [batch, count, *self.rows, self.run.count], body
 
-        return [piece(*p) for p in pieces(channels, self.width)]
+        return [piece(*p) for p in pieces(channels, width)]
 
     def by_rows(self) -> list[Stmt]:
         nest, (batch, channels) = self.core.nest, self.node.shape[:2]
@@ -94,24 +107,29 @@ class _Run:
         start = tirx.const(lowest(self.dtype) if self.node.kind == "max" else 0, self.dtype)
 
         def taps(source: Sequence[Any]) -> Stmt:
-            return self._taps(lambda u, x: nest.vector(lanes, lambda lane: add(lane, source, x)))
+            return self._taps(lambda u, x: add_all(source, x))
 
-        def add(lane: Any, source: Sequence[Any], x: Any) -> Stmt:
+        def add_all(source: Sequence[Any], x: Any) -> Stmt:
+            def index(lane: Any) -> list[Any]:
+                channel, o = at(lane)
+                return [n, channel, *source, nest.simplify(x + o * self.last.step)]
+
+            made, element = elements(self.core.args[0], index, lanes)
+
+            def add(lane: Any) -> Stmt:
+                return put(total, lane, lambda: self._join(get(total, lane), cast(element(lane), self.dtype)))
+
+            return block([*made, nest.vector(lanes, add)])
+
+        def to(lane: Any) -> list[Any]:
             channel, o = at(lane)
-            index = [n, channel, *source, nest.simplify(x + o * self.last.step)]
+            return [n, channel, *place, nest.simplify(self.run.begin + o * self.run.step)]
 
-            def value() -> Expr:
-                return self._join(get(total, lane), cast(self.core.args[0].value(index), self.dtype))
-
-            return put(total, lane, value)
-
-        def finish(lane: Any) -> Stmt:
-            channel, o = at(lane)
-            index = [n, channel, *place, nest.simplify(self.run.begin + o * self.run.step)]
-            return self.core.store(index, lambda: cast(self._finish(get(total, lane), place), self.node.dtype))
+        def finish(lane: Any) -> Expr:
+            return cast(self._finish(get(total, lane), place), self.node.dtype)
 
         fill = nest.vector(lanes, lambda lane: put(total, lane, lambda: start))
-        return block([make, fill, self._rows(place, [], taps), nest.vector(lanes, finish)])
+        return block([make, fill, self._rows(place, [], taps), write(self.core, to, lanes, finish)])
 
     def _rows(self, place: Sequence[Any], source: list[Any], body: Callable[[Sequence[Any]], Stmt]) -> Stmt:
         """`body` for every place of a window on the outer axes that lies inside the input."""

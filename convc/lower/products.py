@@ -14,6 +14,7 @@ from convc.ir import Conv, ConvTranspose, MatMul
 from convc.lower.access import align
 from convc.lower.core import Core, wide
 from convc.lower.elementwise import cast
+from convc.lower.gpu_nest import GpuNest, Grid
 from convc.lower.nest import as_index, block, get, pieces, put, scratch
 from convc.lower.windows import Axis, Run, axes_of, runs
 
@@ -79,6 +80,16 @@ def write_matmul(core: Core) -> Stmt:
 
         return _tile(core, rows, lanes, sum_over=lambda step: nest.loop(depth, step), products=products, write=write)
 
+    def alone(first: int, count: int, rows: int) -> Grid:
+        def body(ids: Sequence[Any]) -> Stmt:
+            *rest, i, column = ids
+            return tile(rest, first + i * rows, rows, column, 1)
+
+        return [*stack, count, n], body
+
+    if isinstance(nest, GpuNest):
+        return nest.together([alone(*s) for s in _strips(m)])
+
     def strip(first: int, count: int, rows: int) -> Stmt:
         def body(ids: Sequence[Any]) -> Stmt:
             *rest, i = ids
@@ -96,10 +107,33 @@ def write_conv(core: Core) -> Stmt:
     assert isinstance(node, Conv | ConvTranspose)
     *outer, last = axes_of(node)
     group = node.shape[1] // node.group
-    return block([_conv_run(core, tuple(outer), last, run, strip) for run in runs(last) for strip in _strips(group)])
+    parts = [(core, tuple(outer), last, run, strip) for run in runs(last) for strip in _strips(group)]
+    if isinstance(core.nest, GpuNest):
+        return core.nest.together([_conv_grid(*part) for part in parts])
+    return block([_conv_run(*part) for part in parts])
 
 
 def _conv_run(core: Core, outer: Sequence[Axis], last: Axis, run: Run, strip: tuple[int, int, int]) -> Stmt:
+    nest = core.nest
+    extents, tile = _conv_tiles(core, outer, last, run, strip)
+    parts = pieces(run.count, nest.lanes(wide(core.node.dtype)))
+
+    def body(ids: Sequence[Any]) -> Stmt:
+        return nest.strips(parts, lambda first, lanes: tile(ids, first, lanes))
+
+    return nest.grid(extents, body, work=core.node.flops // 2)
+
+
+def _conv_grid(core: Core, outer: Sequence[Axis], last: Axis, run: Run, strip: tuple[int, int, int]) -> Grid:
+    """On GPUs: a thread for every pixel of a strip of channels."""
+    extents, tile = _conv_tiles(core, outer, last, run, strip)
+    return [*extents, run.count], lambda ids: tile(ids[:-1], ids[-1], 1)
+
+
+def _conv_tiles(
+    core: Core, outer: Sequence[Axis], last: Axis, run: Run, strip: tuple[int, int, int]
+) -> tuple[list[int], Callable[[Sequence[Any], Any, int], Stmt]]:
+    """Loops around tiles of rows along the last axis, and tile(ids, first, lanes)."""
     nest, node = core.nest, core.node
     assert isinstance(node, Conv | ConvTranspose)
     turned = isinstance(node, ConvTranspose)
@@ -107,37 +141,34 @@ def _conv_run(core: Core, outer: Sequence[Axis], last: Axis, run: Run, strip: tu
     per_in, per_out = node.x.shape[1] // node.group, node.shape[1] // node.group
     first, count, rows = strip
 
-    def body(ids: Sequence[Any]) -> Stmt:
+    def tile(ids: Sequence[Any], begin: Any, lanes: int) -> Stmt:
         n, g, o, *place = ids
         channel = nest.simplify(g * per_out + first + o * rows)
 
-        def tile(begin: Any, lanes: int) -> Stmt:
-            def products(c: Any, taps: Sequence[Any], source: Sequence[Any], u: Any, at: Any) -> Any:
-                vector = lambda lane: x.value([n, g * per_in + c, *source, at + (begin + lane) * last.step])  # noqa: E731
-                if turned:
-                    return vector, lambda r: w.value([g * per_in + c, first + o * rows + r, *taps, u])
-                return vector, lambda r: w.value([channel + r, c, *taps, u])
+        def products(c: Any, taps: Sequence[Any], source: Sequence[Any], u: Any, at: Any) -> Any:
+            vector = lambda lane: x.value([n, g * per_in + c, *source, at + (begin + lane) * last.step])  # noqa: E731
+            if turned:
+                return vector, lambda r: w.value([g * per_in + c, first + o * rows + r, *taps, u])
+            return vector, lambda r: w.value([channel + r, c, *taps, u])
 
-            def sum_over(step: Callable[..., Stmt]) -> Stmt:
-                def along(c: Any, taps: Sequence[Any], source: Sequence[Any]) -> Stmt:
-                    return _last_taps(core, run, lambda u, at: step(c, taps, source, u, at))
+        def sum_over(step: Callable[..., Stmt]) -> Stmt:
+            def along(c: Any, taps: Sequence[Any], source: Sequence[Any]) -> Stmt:
+                return _last_taps(core, run, lambda u, at: step(c, taps, source, u, at))
 
-                return nest.loop(per_in, lambda c: _outer_taps(core, outer, place, [], [], lambda t, s: along(c, t, s)))
+            return nest.loop(per_in, lambda c: _outer_taps(core, outer, place, [], [], lambda t, s: along(c, t, s)))
 
-            def write(r: int, lane: Any, value: Callable[[], Expr]) -> Stmt:
-                def total() -> Expr:
-                    added = cast(bias[0].value([channel + r]), wide(node.dtype)) if bias else None
-                    return cast(value() if added is None else value() + added, node.dtype)
+        def write(r: int, lane: Any, value: Callable[[], Expr]) -> Stmt:
+            def total() -> Expr:
+                added = cast(bias[0].value([channel + r]), wide(node.dtype)) if bias else None
+                return cast(value() if added is None else value() + added, node.dtype)
 
-                index = [n, channel + r, *place, nest.simplify(run.begin + (begin + lane) * run.step)]
-                return core.store(index, total)
+            index = [n, channel + r, *place, nest.simplify(run.begin + (begin + lane) * run.step)]
+            return core.store(index, total)
 
-            return _tile(core, rows, lanes, sum_over=sum_over, products=products, write=write)
-
-        return nest.strips(pieces(run.count, nest.lanes(wide(node.dtype))), tile)
+        return _tile(core, rows, lanes, sum_over=sum_over, products=products, write=write)
 
     extents = [node.shape[0], node.group, count, *(axis.to for axis in outer)]
-    return nest.grid(extents, body, work=node.flops // 2)
+    return extents, tile
 
 
 def _outer_taps(

@@ -22,6 +22,9 @@ from convc.lower.source import Source, free_variables, trace
 
 # A channel index that no formula of the lanes gives is written lane by lane; beyond this many the code would not pay.
 MOST_SINGLE_CHANNELS = 1024
+# On GPUs: the width below which a box has too few threads beside each other, and how many boxes a kernel may have.
+NARROW = 32
+MOST_BOXES = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +81,26 @@ def regions(kernel: Map) -> Iterator[Region]:
     names = [nest.variable(e) if e > 1 else 0 for e in extents]
     conditions = trace(kernel.source, unmerge(nest, kernel.shape, axes, names)).conditions
     cut = boxes(conditions, [n for n in names if not isinstance(n, int)], [e for e in extents if e > 1])
+    if nest.alone:
+        cut = _coarse(cut, [e for e in extents if e > 1])
     for box in cut:
         yield from _of_box(kernel, axes, _whole_box(box, extents), walked)
+
+
+def _coarse(cut: Sequence[Box], extents: Sequence[int]) -> list[Box]:
+    """The boxes, whole along the last axis where they are narrow there: threads of a row belong together, and guards
+    cost a thread little. All of it where they are many."""
+    if len(cut) == 1:
+        return list(cut)
+    if min(end - begin for *_, (begin, end) in cut) < NARROW:
+        cut = list(dict.fromkeys((*outer, (0, extents[-1])) for *outer, _ in cut))
+    return list(cut) if len(cut) <= MOST_BOXES else [tuple((0, e) for e in extents)]
 
 
 def _of_box(kernel: Map, axes: Sequence[Sequence[int]], box: Box, walked: tuple[int, int] | None) -> Iterator[Region]:
     if walked is None:
         return iter([_plain_region(kernel, axes, box)])
-    if kernel.block > 1 or walked[0] == len(box) - 1:
+    if kernel.block > 1 or kernel.nest.alone or walked[0] == len(box) - 1:
         return _lane_regions(kernel, axes, box, *walked)
     return _unblocking_regions(kernel, axes, box, *walked)
 

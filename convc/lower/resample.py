@@ -15,6 +15,7 @@ from convc.ir import Resize, TensorType
 from convc.layout import PLAIN
 from convc.lower.core import Core
 from convc.lower.elementwise import cast
+from convc.lower.gpu_nest import GpuNest
 from convc.lower.interpolate import outside_of, rounded, wide_of
 from convc.lower.nest import Memory, block, get, pieces, put, scratch
 from convc.lower.vector_math import literal
@@ -46,8 +47,8 @@ def _pass(core: Core, read: Read, axis: int, shape: tuple[int, ...], dtype: str)
     assert isinstance(node, Resize)
     index, weight = node.taps(axis)
     count = index.shape[1]
-    places, made = _table(index, "int32")
-    weights, also = _table(weight, dtype)
+    places, made = _table(core, index, "int32")
+    weights, also = _table(core, weight, dtype)
     to, allocated = scratch(math.prod(shape), dtype, "resized")
     memory = Memory(to, TensorType(shape, dtype), PLAIN)
 
@@ -66,17 +67,21 @@ def _pass(core: Core, read: Read, axis: int, shape: tuple[int, ...], dtype: str)
     return memory, [made, also, allocated, _each(core, shape, lanes, write)]
 
 
-def _table(values: np.ndarray[Any, Any], dtype: str) -> tuple[Any, Stmt]:
+def _table(core: Core, values: np.ndarray[Any, Any], dtype: str) -> tuple[Any, Stmt]:
     """A table in memory, written entry by entry: few next to the elements that read it."""
     flat = values.reshape(-1)
     buffer, made = scratch(len(flat), dtype, "table")
     entries = [put(buffer, i, partial(tirx.const, v.item(), dtype)) for i, v in enumerate(flat)]
+    if isinstance(core.nest, GpuNest):
+        return buffer, block([made, core.nest.blocks(1, 1, lambda _group, _thread: block(entries))])
     return buffer, block([made, *entries])
 
 
 def _each(core: Core, shape: Sequence[int], lanes: int, write: Callable[[Sequence[Any]], Stmt]) -> Stmt:
     """`write` at every index of `shape`, in vectors along the last axis."""
     nest, (*outer, last) = core.nest, shape
+    if nest.alone:
+        return nest.grid(shape, write)
 
     def body(ids: Sequence[Any]) -> Stmt:
         return nest.elements(pieces(last, lanes), lambda at: write([*ids, at]))
