@@ -20,7 +20,7 @@ from convc.plan.plan import Kernel, Packing
 from convc.problem import Problem
 from convc.target import GpuTarget, parse_target
 
-TARGETS = ["cuda/sm_75", "cuda/sm_90"]
+TARGETS = ["cuda/sm_75", "cuda/sm_90,tf32=1"]
 
 
 @functools.cache
@@ -60,9 +60,17 @@ def first_of_each_pair(configs: list[Config]) -> list[Config]:
     return list(found.values())
 
 
+def takes(name: str, target: str) -> bool:
+    """Whether the algorithm is for GPUs as old as that."""
+    layers = (Problem.parse(text).canonical for text in NETWORK_LAYERS)
+    return any(algorithms("cuda")[name].refuses(p, machine(target)) is None for p in layers)
+
+
+PAIRS = [(name, target) for name in sorted(algorithms("cuda")) for target in TARGETS if takes(name, target)]
+
+
 @needs_shim
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", sorted(algorithms("cuda")))
+@pytest.mark.parametrize(("name", "target"), PAIRS)
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(p=problems(), pick=st.integers(0, 1000), epilogue=st.booleans())
 def test_exact_on_integers(name: str, target: str, p: Problem, pick: int, epilogue: bool) -> None:
@@ -77,7 +85,7 @@ def test_exact_on_integers(name: str, target: str, p: Problem, pick: int, epilog
 @needs_shim
 @pytest.mark.parametrize("name", sorted(algorithms("cuda")))
 def test_first_guess_on_network_layers(name: str) -> None:
-    algorithm, target, tried = algorithms("cuda")[name], machine("cuda/sm_80"), 0
+    algorithm, target, tried = algorithms("cuda")[name], machine("cuda/sm_80,tf32=1"), 0
     for text in NETWORK_LAYERS:
         p = Problem.parse(text).canonical
         if algorithm.refuses(p, target) is None and (configs := algorithm.space(p, target)):

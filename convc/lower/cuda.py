@@ -21,6 +21,7 @@ from convc.launch import Launch, Temporary, Three
 from convc.lower.build import raw_function
 from convc.lower.flatten import flatten
 from convc.lower.guard import guarded
+from convc.lower.mma import prelude
 from convc.lower.names import each, reveal
 from convc.lower.vector_math import nearest
 from convc.target import GpuTarget
@@ -85,6 +86,7 @@ def _passes() -> Any:
             s_tir.transform.TransformMmaBufferLayout(),
             s_tir.transform.LowerOpaqueBlock(),
             flatten(),
+            each(_waiting),
             tirx.transform.BF16ComputeLegalize(),
             tirx.transform.NarrowDataType(32),
             s_tir.transform.LoopPartition(),
@@ -110,6 +112,18 @@ def _passes() -> Any:
             tirx.transform.SplitHostDevice(),
         ]
     )
+
+
+def _waiting(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Where the number of copies that may be left in flight is no constant, as in the last steps of a pipeline, none
+    may be: instructions take numbers only."""
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AttrStmt, _wait)))
+
+
+def _wait(attr: tirx.AttrStmt) -> tirx.AttrStmt:
+    if attr.attr_key != "async_wait_inflight_count" or isinstance(attr.value, tirx.IntImm):
+        return attr
+    return tirx.AttrStmt(attr.node, attr.attr_key, tirx.const(0, "int32"), attr.body)
 
 
 def _localized(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -151,7 +165,8 @@ def _text(kernels: Any, machine: Any) -> str:
         tirx.transform.StmtSimplify(), each(_called), each(reveal), each(_folded), tirx.transform.LowerIntrin(),
     ]  # fmt: skip
     module = tvm.ir.transform.Sequential(passes)(kernels)
-    return str(tvm.get_global_func("target.build.cuda")(module, machine).inspect_source("cuda"))
+    text = str(tvm.get_global_func("target.build.cuda")(module, machine).inspect_source("cuda"))
+    return prelude(text) + text
 
 
 def _called(func: tirx.PrimFunc) -> tirx.PrimFunc:

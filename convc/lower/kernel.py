@@ -15,10 +15,11 @@ from convc.algorithm import Choice, Config
 from convc.ir import Cast, Const, Input, Node, TensorType
 from convc.layout import Layout
 from convc.lower.access import Access, access
-from convc.lower.core import wide
+from convc.lower.core import HALVES, wide
 from convc.lower.elementwise import cast, express
 from convc.lower.generic import generic, relayout
 from convc.lower.prefetch import WEIGHTS
+from convc.lower.vector_math import flat
 from convc.plan.epilogue import is_long
 from convc.plan.plan import Copy, Group, Kernel, Packing
 from convc.problem import Problem
@@ -91,8 +92,12 @@ def _anchored(kernel: Kernel, choice: Choice, target: Target) -> Schedule:
     value = _epilogue(group.nodes, leaves, p)
     layout = choice.y_layout
     extents = layout.physical((p.mb, p.oc, *p.o))
-    dtype = group.result.dtype
-    z = te.compute(extents, lambda *index: cast(value(_logical(layout, extents, index)), dtype), name="z")
+
+    def stored(*index: Any) -> Any:
+        at, dtype = _logical(layout, extents, index), group.result.dtype
+        return flat(lambda: cast(value(at), dtype)) if dtype in HALVES else value(at)
+
+    z = te.compute(extents, stored, name="z")
     sch = _function([tensors[read] for read in group.reads], z)
     algorithm.schedule(sch, p, target, choice.config)
     return sch

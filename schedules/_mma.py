@@ -1,0 +1,297 @@
+"""Convolution as a product of matrices on tensor cores: definition and schedule. A thread block owns a tile of pixels x
+channels, a warp a part of that in pieces of 16 x 8; both operands go through shared memory, several steps ahead.
+
+Everything moves in chunks of 16 bytes, channels of one pixel or weights of one channel: from memory to shared memory,
+and from there to the registers of the lane that multiplies them, with no two lanes of an access on one bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from convc.algorithm import Config
+from convc.dtypes import HALVES
+from convc.problem import Problem
+from convc.schedules import _gpu
+from convc.schedules._gemm import columns, needs_padding, rows
+from convc.target import Target
+
+LANES = (8, 4)  # g and t of lane 4 g + t
+PIECE = (16, 8)  # rows and columns of a product
+AXES = ("blockIdx.z", "blockIdx.x", "blockIdx.y")
+THREADS = ("threadIdx.z", "threadIdx.y", "threadIdx.x")  # warp, g, t: lanes are numbered as CUDA does
+
+
+def block_rows(c: Config) -> int:
+    return c["wm"] * c["tm"] * PIECE[0]
+
+
+def block_columns(c: Config) -> int:
+    return c["wn"] * c["tn"] * PIECE[1]
+
+
+def chunk(p: Problem) -> int:
+    """Channels in 16 bytes."""
+    return 8 if p.dtype in HALVES else 4
+
+
+def depth(p: Problem, c: Config) -> int:
+    """Products that a step adds to an element: `bk` times what the two instructions of a group take."""
+    return c["bk"] * LANES[1] * chunk(p)
+
+
+def is_whole(p: Problem) -> bool:
+    """Whether a chunk keeps to the channels of one tap."""
+    return p.icg % chunk(p) == 0
+
+
+def is_vector(p: Problem, c: Config) -> bool:
+    """Whether the channels of a chunk lie together in memory, so that a copy moves all of them."""
+    return is_whole(p) and c["xb"] % chunk(p) == 0
+
+
+def steps(p: Problem, c: Config) -> int:
+    return -(-p.reduction // depth(p, c))
+
+
+def part_steps(p: Problem, c: Config) -> int:
+    """Those of one of the `sk` parts into which the sum is cut."""
+    return -(-steps(p, c) // c["sk"])
+
+
+def _place(p: Problem, c: Config, step: Any, k: Any, q: Any, e: Any) -> tuple[Any, Any, Any]:
+    """Of element e of chunk q of group k of a step: whether there is one, its tap and its channel, both always valid.
+    A step is of one tap where its channels divide, and then taps come before channels: they share most of x."""
+    from tvm import tirx
+
+    size, true = chunk(p), tirx.const(True, "bool")
+    total = part_steps(p, c) * c["sk"]
+    if p.icg % depth(p, c) == 0:
+        found = step < steps(p, c) if total > steps(p, c) else true
+        step = tirx.min(step, steps(p, c) - 1) if total > steps(p, c) else step
+        return found, step % p.taps, step // p.taps * depth(p, c) + (k * LANES[1] + q) * size + e
+    exact = total * depth(p, c) == p.reduction
+    at = step * (depth(p, c) // size) + k * LANES[1] + q
+    if is_whole(p):
+        blocks = p.icg // size
+        found = true if exact else at < p.taps * blocks
+        at = at if exact else tirx.min(at, p.taps * blocks - 1)
+        return found, at // blocks, at % blocks * size + e
+    at = at * size + e
+    found = true if exact else at < p.reduction
+    at = at if exact else tirx.min(at, p.reduction - 1)
+    return found, at // p.icg, at % p.icg
+
+
+def pack(w: Any, p: Problem, c: Config) -> Any:
+    """w of the model -> [steps of all parts, tiles, groups, pieces of columns, g, t, chunk], 0 where there is none."""
+    from tvm import te, tirx
+
+    across = -(-columns(p, c) // block_columns(c))
+
+    def value(step: Any, tile: Any, k: Any, piece: Any, g: Any, t: Any, e: Any) -> Any:
+        o = tile * block_columns(c) + piece * PIECE[1] + g
+        inside, tap, channel = _place(p, c, step, k, t, e)
+        inside, o = tirx.all(inside, o < p.oc), tirx.min(o, p.oc - 1)
+        at = (channel, o) if p.kind == "matmul" else (o, channel, *_unravel(tap, p.k))
+        return tirx.if_then_else(inside, w(*at), tirx.const(0, w.dtype))
+
+    shape = (part_steps(p, c) * c["sk"], across, c["bk"], c["wn"] * c["tn"], *LANES, chunk(p))
+    return te.compute(shape, value, name="packed")
+
+
+def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
+    """col, x as a matrix by group of products; a and b, the operands by the lane that holds them; acc, the sums by lane
+    and register; the same as a matrix; y."""
+    from tvm import te, tirx
+
+    total, tall, wide = rows(p), block_rows(c), block_columns(c)
+    down, across = -(-total // tall), -(-columns(p, c) // wide)
+    many, size, xb = part_steps(p, c), chunk(p), c["xb"]
+
+    def gathered(group: Any, step: Any, k: Any, tile: Any, row: Any, q: Any, e: Any) -> Any:
+        m = tile * tall + row
+        inside, tap, channel = _place(p, c, step, k, q, e)
+        n, *o = _unravel(tirx.min(m, total - 1) if total % tall else m, (p.mb, *p.o))
+        at = [i * s + u * d - b for i, s, u, d, b in zip(o, p.s, _unravel(tap, p.k), p.d, p.p, strict=True)]
+        conditions = [inside] if not isinstance(inside, tirx.IntImm) else []
+        if needs_padding(p):
+            conditions += [t for a, extent in zip(at, p.i, strict=True) for t in (a >= 0, a < extent)]
+        channel = channel if p.g == 1 else group * p.icg + channel
+        where = (n, channel, *at) if xb == 1 else (n, channel // xb, *at, channel % xb)
+        found = x(*where)
+        return tirx.if_then_else(tirx.all(*conditions), found, tirx.const(0, x.dtype)) if conditions else found
+
+    col = te.compute((p.g, many * c["sk"], c["bk"], down, tall, LANES[1], size), gathered, name="col")
+    a = te.compute(
+        (p.g, many * c["sk"], c["bk"], down, c["wm"], c["tm"], 2, *LANES, size),
+        lambda group, step, k, tile, wm, i, h, g, t, e:
+            col(group, step, k, tile, (wm * c["tm"] + i) * PIECE[0] + h * 8 + g, t, e),
+        name="a",
+    )  # fmt: skip
+    b = te.compute(
+        (many * c["sk"], c["bk"], across, c["wn"], c["tn"], *LANES, size),
+        lambda step, k, tile, wn, j, g, t, e: w(step, tile, k, wn * c["tn"] + j, g, t, e),
+        name="b",
+    )
+    step, k = te.reduce_axis((0, many), "step"), te.reduce_axis((0, c["bk"]), "k")
+    q, e = te.reduce_axis((0, LANES[1]), "q"), te.reduce_axis((0, size), "e")
+
+    def product(part: Any, bi: Any, bj: Any, wm: Any, wn: Any, i: Any, j: Any, g: Any, t: Any, r: Any) -> Any:
+        at, group = part * many + step, bj * wide // p.ocg if p.g > 1 else 0
+        left = a(group, at, k, bi, wm, i, r // 2, g, q, e)
+        return te.sum(_gpu.wide(left) * _gpu.wide(b(at, k, bj, wn, j, 2 * t + r % 2, q, e)), axis=[step, k, q, e])
+
+    shape = (c["sk"], down, across, c["wm"], c["wn"], c["tm"], c["tn"], *LANES, 4)
+    acc = te.compute(shape, product, name="acc")
+
+    def tiled(*index: Any) -> Any:
+        *part, m, o = index
+        place = (m // tall, o // wide, m // (c["tm"] * 16) % c["wm"], o // (c["tn"] * 8) % c["wn"])
+        piece = (m // 16 % c["tm"], o // 8 % c["tn"], m % 8, o // 2 % 4, m // 8 % 2 * 2 + o % 2)
+        return acc(*(part or [0]), *place, *piece)
+
+    parts = (c["sk"],) if c["sk"] > 1 else ()
+    matrix = te.compute((*parts, down * tall, across * wide), tiled, name="matrix")
+    part = te.reduce_axis((0, c["sk"]), "part")
+
+    def value(n: Any, ob: Any, *rest: Any) -> Any:
+        pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
+        m, o = _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
+        return te.sum(matrix(part, m, o), axis=[part]) if c["sk"] > 1 else matrix(m, o)
+
+    extents = (p.mb, -(-p.oc // c["yb"]), *p.o) + ((c["yb"],) if c["yb"] > 1 else ())
+    return te.compute(extents, value, name="y")
+
+
+def _ravel(index: Sequence[Any], extents: Sequence[int]) -> Any:
+    at = index[0]
+    for i, extent in zip(index[1:], extents[1:], strict=True):
+        at = at * extent + i
+    return at
+
+
+def _unravel(flat: Any, extents: Sequence[int]) -> list[Any]:
+    found: list[Any] = []
+    for extent in reversed(extents[1:]):
+        found.append(flat % extent)
+        flat = flat // extent
+    return [flat, *reversed(found)]
+
+
+def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
+    """block of pixels, block of channels, part | warps and lanes | steps, by way of shared memory | groups | pieces."""
+    from tvm import tirx
+
+    from convc.lower.mma import multiply
+    from convc.lower.simple import simplify_indices
+
+    acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
+    for name in [sch.get(s).name_hint for s in sch.get_child_blocks(sch.get_sblock("root"))]:
+        if name == "t" or (name == "y" and c["sk"] == 1) or (name == "matrix" and c["sk"] > 1):
+            sch.compute_inline(sch.get_sblock(name))
+    if c["sk"] == 1:
+        rank = 2 + p.rank + (c["yb"] > 1)
+        flat = tirx.IndexMap.from_func(lambda *index: _matrix(index, p, c), ndim=rank, index_dtype="int32")
+        sch.transform_block_layout(z, flat)
+        simplify_indices(sch, z, same="matrix")
+        sch.compute_inline(sch.get_sblock("matrix"))
+        lane = _bind_tiles(sch, z, acc, p, c)
+        sch.set_scope(acc, 0, "local")
+        sch.compute_at(acc, lane, preserve_unit_loops=True)
+        *_, i, j, _, _, r, step, k, q, e = sch.get_loops(acc)
+    else:
+        _sum_parts(sch, z)
+        part, bi, bj, wm, wn, i, j, g, t, r, step, k, q, e = sch.get_loops(acc)
+        sch.reorder(part, bi, bj, wm, wn, g, t, i, j, r)
+        warp = sch.fuse(wm, wn)
+        for axis, loop in zip((*AXES, *THREADS), (part, bi, bj, warp, g, t), strict=True):
+            sch.bind(loop, axis)
+        kept = sch.cache_write(acc, 0, "local")
+        sch.reverse_compute_at(kept, t)
+        sch.vectorize(sch.get_loops(kept)[-1])
+    sch.reorder(step, k, i, j, r, q, e)
+    sch.decompose_reduction(acc, step)
+    multiply(sch, r, p.dtype)
+    for operand, axes in (("a", 5), ("b", 4)):
+        held = sch.get_sblock(operand)
+        sch.set_scope(held, 0, "local")
+        sch.compute_at(held, k, preserve_unit_loops=True)
+        *pieces, lanes = sch.get_loops(held)[-axes:]
+        for loop in pieces:
+            sch.unroll(loop)
+        sch.vectorize(lanes)
+    for loop in (k, i, j):
+        sch.unroll(loop)
+    _stage(sch, step, p, c)
+
+
+def _matrix(index: Sequence[Any], p: Problem, c: Config) -> tuple[Any, Any]:
+    """The pixel and channel of an index of the result."""
+    n, ob, *rest = index
+    pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
+    return _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
+
+
+def _bind_tiles(sch: Any, z: Any, acc: Any, p: Problem, c: Config) -> Any:
+    """z's loops in the order of the accumulators; the loop at which a thread's tile must be complete."""
+    from convc.lower.mma import at_registers
+
+    m, o = sch.get_loops(z)
+    bi, wm, i, h, g = sch.split(m, [None, c["wm"], c["tm"], 2, LANES[0]], disable_predication=True)
+    bj, wn, j, t, two = sch.split(o, [None, c["wn"], c["tn"], LANES[1], 2], disable_predication=True)
+    loops = (bi, bj, wm, wn, g, t, i, j, h, two)
+    sch.reorder(*loops)
+    together = 2 if p.oc % 2 == 0 and c["yb"] % 2 == 0 else 1
+    at_registers(sch, loops, acc, _register, together)
+    warp = sch.fuse(wm, wn)
+    for axis, loop in zip((*AXES[1:], *THREADS), (bi, bj, warp, g, t), strict=True):
+        sch.bind(loop, axis)
+    for loop in (i, j, h):
+        sch.unroll(loop)
+    (sch.vectorize if together == 2 else sch.unroll)(two)
+    return t
+
+
+def _register(bi: Any, bj: Any, wm: Any, wn: Any, g: Any, t: Any, i: Any, j: Any, h: Any, two: Any) -> Sequence[Any]:
+    """The index of acc of an element of the result."""
+    return (0, bi, bj, wm, wn, i, j, g, t, h * 2 + two)
+
+
+def _sum_parts(sch: Any, z: Any) -> None:
+    """A second kernel adds the parts: a thread an element of z."""
+    y = sch.get_sblock("y")
+    block, thread = sch.split(sch.fuse(*sch.get_loops(z)), [None, 256])
+    sch.bind(block, "blockIdx.x")
+    sch.bind(thread, "threadIdx.x")
+    sch.set_scope(y, 0, "local")
+    sch.compute_at(y, thread)
+
+
+def _stage(sch: Any, step: Any, p: Problem, c: Config) -> None:
+    """Both operands of a step in shared memory, copied by all threads of the block, steps ahead where chunks are."""
+    col = sch.get_sblock("col")
+    sch.set_scope(col, 0, "shared.dyn")
+    sch.compute_at(col, step, preserve_unit_loops=True)
+    *_, k, tile, row, q, e = sch.get_loops(col)
+    vector = is_vector(p, c)
+    _copy(sch, [k, tile, row, q] if vector else [k, tile, row, q, e], e if vector else None, c)
+    w = sch.cache_read(sch.get_sblock("b"), 0, "shared.dyn")
+    sch.compute_at(w, step, preserve_unit_loops=True)
+    *_, k, piece, g, t, e = sch.get_loops(w)
+    _copy(sch, [k, piece, g, t], e, c)
+    if c["st"] > 1:
+        sch.annotate(step, "software_pipeline_stage", [0, 0, c["st"] - 1])
+        sch.annotate(step, "software_pipeline_order", [0, 1, 2])
+        if vector:
+            sch.annotate(step, "software_pipeline_async_stages", [0])
+
+
+def _copy(sch: Any, loops: Sequence[Any], lane: Any | None, c: Config) -> None:
+    _, warp, g, t = sch.split(sch.fuse(*loops), [None, c["wm"] * c["wn"], *LANES])
+    sch.bind(warp, "threadIdx.z")
+    sch.bind(g, "threadIdx.y")
+    sch.bind(t, "threadIdx.x")
+    if lane is not None:
+        sch.vectorize(lane)

@@ -1,0 +1,155 @@
+"""Convolution as a product of matrices on tensor cores: float16 and bfloat16, and float32 rounded to tf32.
+
+Source: Markidis et al., NVIDIA Tensor Core Programmability, Performance & Precision (arXiv:1803.04014); for the
+rounding Fasi et al., Numerical Behavior of NVIDIA Tensor Cores (PeerJ Computer Science 7:e330).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from convc.algorithm import Algorithm, Config
+from convc.dtypes import HALVES, ROUNDING
+from convc.gpu import MOST_REGISTERS, WARP
+from convc.problem import Problem
+from convc.schedules import _gemm, _gpu, _mma
+from convc.target import GpuTarget, Target
+
+CAPABILITY = (8, 0)
+# (rows, columns) of warps, and pieces of 16 x 8 of each.
+WARPS = ((2, 2), (4, 2), (2, 4), (4, 1), (2, 1), (1, 2), (1, 4), (8, 1))
+TILES = ((4, 8), (4, 4), (2, 8), (2, 4), (4, 2), (2, 2), (1, 4), (1, 2), (4, 1), (2, 1))
+STAGES = (4, 3, 2)
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+KEPT = 64  # configs between two layouts
+BARRIERS = 60.0  # cycles of a step that are spent on two of them
+COPY = 14.0  # instructions of a copy of 16 bytes: addresses, tests for padding
+
+
+def refuses(p: Problem, target: Target) -> str | None:
+    assert isinstance(target, GpuTarget)
+    if p.kind == "transposed":
+        return "the problem is transposed"
+    if target.capability < CAPABILITY:
+        return f"{target.label} is older than sm_80"
+    if p.dtype not in (*HALVES, "float32"):
+        return f"tensor cores do not multiply {p.dtype}"
+    if p.dtype == "float32" and not target.tf32:
+        return "float32 products may not be rounded to tf32 (--dtype tf32 allows it)"
+    if p.ocg < _mma.PIECE[1]:
+        return f"{p.ocg} output channels a group fill less than a tile"
+    if p.reduction < 16:
+        return f"{p.reduction} products an element are less than an instruction takes"
+    return None if space(p, target) else f"no tile divides the {p.ocg} output channels of a group"
+
+
+@lru_cache(maxsize=4096)
+def space(p: Problem, target: Target) -> Sequence[Config]:
+    assert isinstance(target, GpuTarget)
+    found: list[tuple[float, Config]] = []
+    for pair in _gemm.layouts(p, target):
+        timed = [(seconds(p, target, c), c) for c in configs(p, target, pair)]
+        found += sorted(timed, key=lambda row: row[0])[:KEPT]
+    return [config for _, config in sorted(found, key=lambda row: row[0])]
+
+
+def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[Config]:
+    """Every config between two layouts that compiles without spills and fits the machine."""
+    xb, yb = blocks
+    for wm, wn in WARPS:
+        for tm, tn in TILES:
+            for bk in (1, 2):
+                tile = {"xb": xb, "yb": yb, "wm": wm, "wn": wn, "tm": tm, "tn": tn, "bk": bk}
+                if not _fits(p, tile):
+                    continue
+                for st in STAGES if _mma.is_vector(p, tile) else (2,):
+                    staged = {**tile, "st": st}
+                    if shared_bytes(p, staged) <= target.l1 and (st == 2 or _mma.steps(p, staged) >= st):
+                        yield from ({**staged, "sk": sk} for sk in SPLITS if _splits(p, staged, sk))
+
+
+def _fits(p: Problem, c: Config) -> bool:
+    if p.g > 1 and p.ocg % _mma.block_columns(c):
+        return False
+    if c["bk"] > 1 and _mma.depth(p, c) > _gpu.rounded(p.reduction, 32):
+        return False
+    tall, wide = _gemm.rows(p), _gemm.columns(p, c)
+    waste = _gpu.rounded(tall, _mma.block_rows(c)) * _gpu.rounded(wide, _mma.block_columns(c))
+    least = _gpu.rounded(tall, 32) * _gpu.rounded(wide, 32 if p.g == 1 else _mma.PIECE[1])
+    return waste <= 1.6 * least and registers(c) <= MOST_REGISTERS - 10
+
+
+def _splits(p: Problem, c: Config, sk: int) -> bool:
+    return sk == 1 or _mma.steps(p, c) >= 4 * sk
+
+
+def registers(c: Config) -> int:
+    """An estimate: accumulators, most of the operands of a group of products, and addresses."""
+    return 4 * c["tm"] * c["tn"] + 6 * c["tm"] + 3 * c["tn"] + 34
+
+
+def shared_bytes(p: Problem, c: Config) -> int:
+    """Both operands of `st` steps: rows of 64 bytes a group."""
+    return c["st"] * c["bk"] * 64 * (_mma.block_rows(c) + _mma.block_columns(c))
+
+
+def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
+    gpu, size = target.gpu, 16 // _mma.chunk(p)
+    tall, wide, warps = _mma.block_rows(c), _mma.block_columns(c), c["wm"] * c["wn"]
+    count = -(-_gemm.rows(p) // tall) * -(-_gemm.columns(p, c) // wide)
+    many = _mma.part_steps(p, c)
+    products = tall * wide * _mma.depth(p, c) / (gpu.tensor * (1.0 if p.dtype in HALVES else 0.5))
+    chunks = 4 * c["bk"] * (tall + wide)
+    shared = 4.0 * warps * c["bk"] * (2 * c["tm"] + c["tn"]) + chunks / 8
+    pieces = 1 if _mma.is_vector(p, c) else _mma.chunk(p)
+    issued = warps * c["bk"] * (2 * c["tm"] * c["tn"] + 2 * c["tm"] + c["tn"]) + chunks / WARP * COPY * pieces
+    step = max(products, shared, issued / 4) + BARRIERS
+    epilogue = 12.0 * tall * wide / WARP / 4
+    waits = _gpu.LATENCY + many * max(0.0, _gpu.LATENCY - (c["st"] - 1) * step)
+    moved = float(many * chunks * 16)
+    block = _gpu.Block(warps * WARP, registers(c), shared_bytes(p, c), many * step + epilogue, waits, moved)
+    compulsory = float(size) * (p.mb * p.ic * math.prod(p.i) + p.oc * p.reduction + _gemm.rows(p) * p.oc)
+    found = _gpu.cost(block, count * c["sk"], compulsory, gpu)
+    if c["sk"] == 1:
+        return found
+    parts = 4.0 * (c["sk"] + 1) * _gemm.rows(p) * _gemm.columns(p, c)
+    return _gpu.Cost(found.seconds + _gpu.streamed(parts, gpu), found.limit)
+
+
+def seconds(p: Problem, target: Target, c: Config) -> float:
+    assert isinstance(target, GpuTarget)
+    return cost(p, target, c).seconds
+
+
+def error(p: Problem, c: Config) -> float:
+    """Products are exact but for tf32, whose factors are rounded to 11 bits. Sums are of float32, four products at a
+    time or more, and truncated where the terms are aligned: each of five by 2^-23, and their sum, which is 3 units of
+    2^-24 a term. A result of 2 bytes is rounded once."""
+    summed = 3.0 * p.reduction
+    if p.dtype in HALVES:
+        return 1.0 + summed * ROUNDING["float32"] / ROUNDING[p.dtype]
+    return ((1 + 2.0**-11) ** 2 - 1) / ROUNDING["float32"] + summed
+
+
+def memory(p: Problem, c: Config) -> int:
+    if c["sk"] == 1:
+        return 0
+    tall, wide = _mma.block_rows(c), _mma.block_columns(c)
+    return 4 * c["sk"] * _gpu.rounded(_gemm.rows(p), tall) * _gpu.rounded(_gemm.columns(p, c), wide)
+
+
+ON_CUDA = Algorithm(
+    name="tensor_core",
+    source="arXiv:1803.04014",
+    refuses=refuses,
+    space=space,
+    seconds=seconds,
+    pack=_mma.pack,
+    define=_mma.define,
+    schedule=_mma.schedule,
+    error=error,
+    memory=memory,
+    kind="cuda",
+)
