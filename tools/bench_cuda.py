@@ -1,6 +1,7 @@
 """convc on a GPU beside cuDNN, im2col with cuBLAS, and torch: built without a GPU, then measured where one is.
 
-    python tools/bench_cuda.py build OUT_DIR --archs sm_80,sm_90a       # artifacts and a plan file; needs no GPU
+    python tools/bench_cuda.py build OUT_DIR --archs sm_80,sm_90a       # artifacts and a plan file; needs no GPU;
+                                                                        # with --only 'twelve/*' into what is there
     python tools/bench_cuda.py run OUT_DIR -o results.json --minutes 8  # needs one, cuda-bindings, and torch for peers
     python tools/bench_cuda.py show results.json                        # the tables again
 
@@ -42,14 +43,20 @@ def build(options: argparse.Namespace) -> None:
     target = f"cuda/{options.archs}"
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [s for s in subjects(batch=options.batch, quick=options.quick) if fnmatch.fnmatch(s.id, options.only)]
+    order = subjects(batch=options.batch, quick=options.quick)
+    wanted = [s for s in order if fnmatch.fnmatch(s.id, options.only)]
+    row, had = target_row(parse_target(target)), {}
+    if (folder / PLAN).exists():
+        earlier = json.loads((folder / PLAN).read_text())
+        had = {r["id"]: r for r in earlier["subjects"]} if earlier["target"] == row else {}
     sizes = {"jobs": options.jobs, "tries": options.tries, "best": options.best}
-    found = list(rows(wanted, target, folder, told=_told, **sizes))
-    plan = {"schema": 1, "target": target_row(parse_target(target)), "subjects": found}
-    (folder / PLAN).write_text(json.dumps(plan, indent=1))
-    size = sum(artifact["bytes"] for row in found for artifact in row["artifacts"])
-    count = sum(len(row["artifacts"]) for row in found)
-    print(f"{count} artifacts of {len(found)} subjects, {size / 2**20:.1f} MiB, in {folder}")
+    for found in rows(wanted, target, folder, told=_told, **sizes):
+        had[found["id"]] = found
+        ordered = [had[s.id] for s in order if s.id in had]
+        _write(folder / PLAN, {"schema": 1, "target": row, "subjects": ordered})
+    artifacts = [artifact for found in had.values() for artifact in found["artifacts"]]
+    size = sum(artifact["bytes"] for artifact in artifacts) / 2**20
+    print(f"{len(artifacts)} artifacts of {len(had)} subjects, {size:.1f} MiB, in {folder}")
 
 
 def run(options: argparse.Namespace) -> int:

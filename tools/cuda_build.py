@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ from convc.target import Target, parse_target
 LEFT_OUT = ("fallback",)  # it is there for what nothing else takes, and slow enough to spend the whole time of a GPU
 OUTPUTS = (2, 4, 6)  # m of the table of points
 POINTS = ("integers", "NOVA")  # beside convc's own
+MOST_WORDS = 300  # characters of an error
 MOST_GOLDEN = 4e11  # FLOP of a network that numpy is asked for
 
 
@@ -180,30 +182,54 @@ def rows(
     found: Sequence[Layer | Network], target: str, folder: Path, *, jobs: int, tries: int, best: int,
     told: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """The subjects as the plan file has them, with their artifacts built."""
+    """The subjects as the plan file has them, with their artifacts built, in order."""
+    known: dict[str, list[float]] = {}
+    waiting: deque[_Started] = deque()
     with Pool(jobs) as run:
-        waiting = []
-        for number, subject in enumerate(found):
-            refused: dict[str, str] = {}
-            if isinstance(subject, Layer):
-                picked, refused = choices(subject, target, tries=tries, best=best)
-                parts: list[tuple[str, Choice | None]] = [*picked]
-            else:
-                parts = [("convc", None)]
-            files = [folder / f"{number:03}-{i}.slim" for i in range(len(parts))]
-            tasks = [Task(subject, label, c, target, f) for (label, c), f in zip(parts, files, strict=True)]
-            waiting.append((subject, refused, [(task, run(made, task)) for task in tasks]))
-        known: dict[str, list[float]] = {}
-        for subject, refused, started in waiting:
-            artifacts = []
-            for task, future in started:
-                try:
-                    artifacts.append(future.result())
-                except Exception as error:  # one layer must not cost the measurement of the others
-                    refused[task.label] = f"{type(error).__name__}: {error}"
-                    told(f"{subject.id}: {task.label} cannot be built: {refused[task.label]}")
-            told(f"{subject.id}: {', '.join(row['label'] for row in artifacts) or 'nothing'}")
-            yield _row(subject, artifacts, refused, known)
+        for subject in found:
+            waiting.append(_started(subject, target, folder, run, tries=tries, best=best))
+            while len(waiting) > 2 * jobs:
+                yield _row(*_ended(waiting.popleft(), told), known)
+        while waiting:
+            yield _row(*_ended(waiting.popleft(), told), known)
+
+
+_Started = tuple[Layer | Network, dict[str, str], list[tuple[Task, "Future[Any]"]]]
+
+
+def _started(
+    subject: Layer | Network, target: str, folder: Path, run: Callable[..., Future[Any]], *, tries: int, best: int
+) -> _Started:
+    refused: dict[str, str] = {}
+    parts: list[tuple[str, Choice | None]] = [("convc", None)]
+    if isinstance(subject, Layer):
+        try:
+            picked, refused = choices(subject, target, tries=tries, best=best)
+        except Exception as error:
+            picked, refused = [], {"what to build": _words(error)}
+        parts = [*picked]
+    files = [folder / f"{subject.id.replace('/', '-')}-{i}.slim" for i in range(len(parts))]
+    tasks = [Task(subject, label, c, target, file) for (label, c), file in zip(parts, files, strict=True)]
+    return subject, refused, [(task, run(made, task)) for task in tasks]
+
+
+def _ended(
+    started: _Started, told: Callable[[str], None]
+) -> tuple[Layer | Network, list[dict[str, Any]], dict[str, str]]:
+    subject, refused, tasks = started
+    artifacts = []
+    for task, future in tasks:
+        try:
+            artifacts.append(future.result())
+        except Exception as error:  # one layer must not cost the measurement of the others
+            refused[task.label] = _words(error)
+            told(f"{subject.id}: {task.label} cannot be built: {refused[task.label]}")
+    told(f"{subject.id}: {', '.join(row['label'] for row in artifacts) or 'nothing'}")
+    return subject, artifacts, refused
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".replace("\n", " ")[:MOST_WORDS]
 
 
 def _row(

@@ -49,10 +49,11 @@ class Verdict:
 
 
 def images(shape: Sequence[int], dtype: str) -> Array:
-    """The images of a batch that differ, standard normal; the same for the same extents of an image."""
+    """The images of a batch that differ: normal, each larger than the one before, so that networks with random weights
+    tell them apart. The same for the same extents of an image."""
     count = min(shape[0], DISTINCT)
     drawn = [np.random.default_rng([n, *shape[1:]]).standard_normal(shape[1:], np.float32) for n in range(count)]
-    return np.stack(drawn).astype(dtype)
+    return np.stack([image * np.float32(1 + n / 4) for n, image in enumerate(drawn)]).astype(dtype)
 
 
 def sample(p: Problem, x: Array, w: Array, *, count: int = COUNT, seed: int = 0) -> Sample:

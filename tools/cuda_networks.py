@@ -1,6 +1,7 @@
 """Four networks, each written once: as ONNX for convc, and as calls of torch for its peer, with the same weights.
 
-Batch norms are folded into the convolutions, as compilers fold them, so that a peer has no work that convc has not.
+Batch norms are folded into the convolutions, and what layer norms and layer scales multiply by into the matrices, as
+compilers fold them, so that a peer has no work that convc has not.
 A weight is a seeded draw by its name, so that a machine with a GPU makes it again and nothing of it travels.
 """
 
@@ -43,11 +44,8 @@ class Net(Protocol):
     def linear(self, x: Any, name: str, out: int, *, gain: float = 2) -> Any:
         """Along the last axis."""
 
-    def norm(self, x: Any, name: str) -> Any:
-        """Of layers, along the last axis."""
-
-    def scale(self, x: Any, name: str) -> Any:
-        """By a factor for each element of the last axis."""
+    def norm(self, x: Any) -> Any:
+        """Of layers, along the last axis, without factors."""
 
     def relu(self, x: Any) -> Any: ...
     def relu6(self, x: Any) -> Any: ...
@@ -105,15 +103,15 @@ def mobilenet_v2(n: Net, x: Any) -> Any:
 def convnext_tiny(n: Net, x: Any) -> Any:
     for stage, (width, blocks) in enumerate(((96, 3), (192, 3), (384, 9), (768, 3))):
         if stage:
-            x = n.conv(n.first(n.norm(n.last(x), f"{stage}.norm")), f"{stage}.down", width, 2, s=2, gain=1)
+            x = n.conv(n.first(n.norm(n.last(x))), f"{stage}.down", width, 2, s=2, gain=1)
         else:
-            x = n.first(n.norm(n.last(n.conv(x, "stem", width, 4, s=4, gain=1)), "stem.norm"))
+            x = n.first(n.norm(n.last(n.conv(x, "stem", width, 4, s=4, gain=1))))
         for block in range(blocks):
             name = f"{stage}.{block}"
-            y = n.norm(n.last(n.conv(x, f"{name}.a", width, 7, p=3, g=width, gain=1)), f"{name}.norm")
-            y = n.linear(n.gelu(n.linear(y, f"{name}.b", 4 * width)), f"{name}.c", width)
-            x = n.add(x, n.first(n.scale(y, f"{name}.scale")))
-    return n.linear(n.norm(n.mean(x), "norm"), "classes", CLASSES, gain=1)
+            y = n.norm(n.last(n.conv(x, f"{name}.a", width, 7, p=3, g=width, gain=1)))
+            y = n.linear(n.gelu(n.linear(y, f"{name}.b", 4 * width)), f"{name}.c", width, gain=0.2)
+            x = n.add(x, n.first(y))
+    return n.linear(n.norm(n.mean(x)), "classes", CLASSES, gain=1)
 
 
 def tiny(n: Net, x: Any) -> Any:
@@ -141,20 +139,13 @@ def linear_weights(name: str, out: int, width: int, gain: float) -> tuple[Weight
     return Weight(f"{name}.w", (width, out), 0.0, math.sqrt(gain / width)), Weight(f"{name}.b", (out,), 0.0, 0.05)
 
 
-def norm_weights(name: str, width: int) -> tuple[Weight, Weight]:
-    return Weight(f"{name}.w", (width,), 1.0, 0.1), Weight(f"{name}.b", (width,), 0.0, 0.05)
-
-
-def scale_weight(name: str, width: int) -> Weight:
-    return Weight(f"{name}.w", (width,), 0.3, 0.05)
-
-
 class Onnx:
     """The reading that makes an ONNX graph. Values are names."""
 
     def __init__(self, image: tuple[int, ...], batch: int) -> None:
         self.nodes: list[Any] = []
         self.weights: dict[str, Weight] = {}
+        self.ones: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {"x": (batch, *image)}
 
     def _node(self, kind: str, inputs: list[str], shape: tuple[int, ...], **attributes: Any) -> str:
@@ -181,12 +172,10 @@ class Onnx:
         w, b = self._weights(*linear_weights(name, out, self.shapes[x][-1], gain))
         return self._node("Add", [self._node("MatMul", [x, w], shape), b], shape)
 
-    def norm(self, x: str, name: str) -> str:
-        names = self._weights(*norm_weights(name, self.shapes[x][-1]))
-        return self._node("LayerNormalization", [x, *names], self.shapes[x], axis=-1, epsilon=EPSILON)
-
-    def scale(self, x: str, name: str) -> str:
-        return self._node("Mul", [x, *self._weights(scale_weight(name, self.shapes[x][-1]))], self.shapes[x])
+    def norm(self, x: str) -> str:
+        width = self.shapes[x][-1]
+        self.ones[f"ones{width}"] = width
+        return self._node("LayerNormalization", [x, f"ones{width}"], self.shapes[x], axis=-1, epsilon=EPSILON)
 
     def relu(self, x: str) -> str:
         return self._node("Relu", [x], self.shapes[x])
@@ -230,6 +219,7 @@ class Onnx:
         used = {name for node in self.nodes for name in node.input}
         constants = [numpy_helper.from_array(w.draw(), name) for name, w in self.weights.items()]
         constants += [numpy_helper.from_array(np.float32(v), n) for n, v in numbers.items() if n in used]
+        constants += [numpy_helper.from_array(np.ones(width, np.float32), n) for n, width in self.ones.items()]
         ports = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shapes[value])
             for name, value in (("x", "x"), (y, y))
@@ -274,12 +264,8 @@ class Torch:
             del self.weights[w.name]
         return self.f.linear(x, self.weights[key], self._weight(b))
 
-    def norm(self, x: Any, name: str) -> Any:
-        w, b = norm_weights(name, x.shape[-1])
-        return self.f.layer_norm(x, x.shape[-1:], self._weight(w), self._weight(b), EPSILON)
-
-    def scale(self, x: Any, name: str) -> Any:
-        return x * self._weight(scale_weight(name, x.shape[-1]))
+    def norm(self, x: Any) -> Any:
+        return self.f.layer_norm(x, x.shape[-1:], None, None, EPSILON)
 
     def relu(self, x: Any) -> Any:
         return self.torch.relu_(x)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cuda_check import Verdict, images, judge, judge_network, sample, weight_of
+from cuda_check import DISTINCT, Verdict, images, judge, judge_network, sample, weight_of
 from cuda_networks import NETWORKS, Array
 from cuda_peers import Peer, convolutions, networks, sampled, torch_or_none
 from cuda_slim import Draws, open_slim
 from cuda_time import Buffers, Contender, Loaded, sets_for, take_turns, timings
 
 from convc.errors import ConvcError
+from convc.ir import TensorType
 from convc.problem import Problem
 
 Row = dict[str, Any]
@@ -95,12 +97,11 @@ class Run:
         buffers.fill(x, batch, port.type.bytes, 1)
         buffers.spoil(port.type.shape, port.type.dtype)
         loaded.bind([buffers.x[0].value], [buffers.y[0].value])
-        y = np.empty(port.type.shape, port.type.dtype)
-        loaded.driver.copy_out(y, buffers.y[0].value, loaded.stream)
-        loaded.driver.synchronize(loaded.stream)
-        verdict = self._judged(row, y)
+        verdict = self._judged(row, buffers.first(port.type.shape, port.type.dtype))
         entry = entries[made["label"]]
         entry |= verdict.row
+        if verdict.reason is None and batch == 1 and row["dtype"] == "f32":
+            self.known[name] = _one_by_one(loaded, buffers, images((DISTINCT, *x.shape[1:]), "float32"), port.type)
         if verdict.reason is None and self.timed:
             entry |= _prepared(loaded, made["label"], buffers, contenders, whole=True)
         if self.torch:
@@ -114,30 +115,24 @@ class Run:
         return self._timed(row, flops, entries, contenders) | {"sets": 1}
 
     def _judged(self, row: Row, y: Array) -> Verdict:
-        """The first image beside float64; all of a batch beside the first network that had as many right."""
-        name, dtype, golden = row["name"], row["dtype"], np.array(row["golden"], np.float64)
-        if golden.size:
-            first = judge_network(y[0].reshape(-1), golden, dtype)
-            if first.reason:
-                return first
-        known = self.known.get(name)
-        distinct = min(len(y), 7)
-        if known is None or len(known) < distinct:
-            if dtype != "f32":
-                return first if golden.size else Verdict(math.nan, "there is nothing to compare it with")
-            self.known[name] = known = y[:distinct].astype(np.float64)
-        return judge_network(y, known[np.arange(len(y)) % len(known)], dtype)
+        """The first image beside float64, and all beside what the network of one image in float32 gives for each."""
+        dtype, golden, known = row["dtype"], np.array(row["golden"], np.float64), self.known.get(row["name"])
+        verdicts = [judge_network(y[0].reshape(-1), golden, dtype)] if golden.size else []
+        if known is not None:
+            verdicts.append(judge_network(y, known[np.arange(len(y)) % len(known)], dtype))
+        worst = max(verdicts, key=lambda v: (v.reason is not None, v.error), default=None)
+        return worst or Verdict(math.nan, "there is nothing to compare it with")
 
     def _add_peers(
         self, peers: Iterable[Callable[[], Peer]], judged: Callable[[Peer], Verdict], entries: dict[str, Row],
         contenders: list[Contender],
     ) -> None:  # fmt: skip
-        for make in peers:
+        for make in _as_far(peers):
             try:
                 peer = make()
                 verdict = judged(peer)
-            except RuntimeError as error:  # out of memory, or no graph of it: the others go on
-                entries[f"peer {len(entries)}"] = {"kind": "peer", "wrong": str(error).partition("\n")[0]}
+            except Exception as error:  # out of memory, or no graph of it; convc's own figures do not depend on it
+                entries[f"peer {len(entries)}"] = {"kind": "peer", "wrong": _first_line(error)}
                 continue
             name = peer.contender.name
             entries[name] = {"kind": "peer", "dtype": peer.dtype, "extra_bytes": peer.extra, **verdict.row}
@@ -149,6 +144,28 @@ class Run:
                 entries[name] |= timing
         summary = {key: row[key] for key in ("id", "group", "kind", "dtype", "problem", "name", "batch") if key in row}
         return summary | {"flops": flops, "contenders": entries, **compared(row["dtype"], entries)}
+
+
+def _one_by_one(loaded: Loaded, buffers: Buffers, each: Array, type_: TensorType) -> Array:
+    """What a network of one image gives for each of several; the first one is there again afterwards."""
+    found = []
+    for image in (*each[1:], each[0]):
+        buffers.set_first(image)
+        loaded.again()
+        found.append(buffers.first(type_.shape, type_.dtype).astype(np.float64))
+    return np.concatenate([found[-1], *found[:-1]])
+
+
+def _as_far(peers: Iterable[Callable[[], Peer]]) -> Iterator[Callable[[], Peer]]:
+    """As many as there are before something fails that all share."""
+    try:
+        yield from peers
+    except Exception as error:
+        print(f"no more peers: {_first_line(error)}", file=sys.stderr)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _of_convc(made: Mapping[str, Any]) -> Row:

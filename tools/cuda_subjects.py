@@ -50,7 +50,8 @@ def subjects(*, batch: int = 64, quick: bool = False) -> list[Layer | Network]:
 
 def _quick() -> Iterator[Layer | Network]:
     yield layer("twelve", "tiny", "mb2_ic8ih8_oc8_kh3", "f32")
-    yield Network("networks/tiny/b2/f32", "networks", "tiny", 2, "f32")
+    for batch in (1, 2):
+        yield Network(f"networks/tiny/b{batch}/f32", "networks", "tiny", batch, "f32")
     yield layer("ablation", "tiny", "mb1_ic8ih8_oc8_kh3", "f32", "ablation")
 
 

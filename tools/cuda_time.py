@@ -97,7 +97,11 @@ class Loaded:
         bases = self.device.bases((inputs[0],), (outputs[0],), space)
         self._spaces.append(space)
         self._bases.append(bases)
-        self.device.enqueue(self.steps, bases, self.stream)
+        self.again()
+
+    def again(self) -> None:
+        """Everything run once more in the latest set."""
+        self.device.enqueue(self.steps, self._bases[-1], self.stream)
         self.driver.synchronize(self.stream)
 
     def contender(self, name: str, steps: Sequence[Step]) -> Contender:
@@ -163,6 +167,18 @@ class Buffers:
         ones = np.full(int(np.prod(shape)) * np.dtype(dtype).itemsize, 0xFF, np.uint8)
         self.driver.copy_in(self.y[0].value, ones, self.stream)
         self.driver.synchronize(self.stream)
+
+    def set_first(self, image: Array) -> None:
+        """In place of the first input."""
+        self.driver.copy_in(self.x[0].value, np.ascontiguousarray(image), self.stream)
+        self.driver.synchronize(self.stream)
+
+    def first(self, shape: Sequence[int], dtype: str) -> Array:
+        """The whole first output."""
+        found = np.empty(shape, dtype)
+        self.driver.copy_out(found, self.y[0].value, self.stream)
+        self.driver.synchronize(self.stream)
+        return found
 
     def sampled(self, wanted: Sample, shape: Sequence[int], dtype: str) -> Array:
         """The sampled elements of the first output."""
