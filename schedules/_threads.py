@@ -12,6 +12,8 @@ from convc.target import GpuTarget, Target
 
 THREADS = 128  # of a block
 MULTIPLY = 6.0  # instructions a multiply-add: two loads, their addresses, the test for padding
+IN_FLIGHT = 4  # products whose operands a thread has asked for before it needs the first
+APART = 0.7  # of the memory's bandwidth, for accesses of 4 bytes
 
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
@@ -36,9 +38,11 @@ def cost(p: Problem, target: Target, c: Config) -> _gpu.Cost:
     rate = gpu.multiprocessors * gpu.fma * gpu.clock * (1 if size == 4 else 1 / 32)
     busy = min(1.0, count / (gpu.multiprocessors * 512))
     moved = size * (p.mb * p.ic * math.prod(p.i) + p.oc * p.reduction + count)
-    computing, moving = count * instructions / (rate * max(busy, 1e-9)), moved / gpu.bandwidth
-    binding = "memory" if moving > computing else "too few threads" if busy < 1 else "instructions"
-    return _gpu.Cost(_gpu.LAUNCH + max(computing, moving), binding)
+    waiting = _gpu.LATENCY * (1 + p.reduction / IN_FLIGHT) / gpu.clock
+    computing, moving = count * instructions / (rate * max(busy, 1e-9)), moved / (APART * gpu.bandwidth)
+    limits = {"instructions" if busy == 1 else "too few threads": computing, "memory": moving, "latency": waiting}
+    limit = max(limits, key=lambda name: limits[name])
+    return _gpu.Cost(_gpu.LAUNCH + limits[limit], limit)
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:

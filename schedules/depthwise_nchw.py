@@ -14,7 +14,7 @@ from typing import Any
 
 from convc.algorithm import Algorithm, Config
 from convc.problem import Problem
-from convc.schedules import _tile
+from convc.schedules import _depthwise_cuda, _gpu, _tile
 from convc.target import Target
 
 MOST = 200  # multiply-adds in the code of one tile: more keep x across taps, spilled (7 x 7: half of the speed)
@@ -182,4 +182,24 @@ ALGORITHM = Algorithm(
     error=_tile.recursive_error,
     memory=memory,
     tasks=tasks,
+)
+
+
+def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
+    return _depthwise_cuda.space(p, target, block=1)
+
+
+ON_CUDA = Algorithm(
+    name="depthwise_nchw",
+    source="arXiv:2001.02504",
+    refuses=_depthwise_cuda.refuses,
+    space=space_on_cuda,
+    seconds=_depthwise_cuda.seconds,
+    pack=_depthwise_cuda.pack,
+    define=_depthwise_cuda.define,
+    schedule=_depthwise_cuda.schedule,
+    error=_gpu.error,
+    memory=lambda p, c: 0,
+    limit=_depthwise_cuda.limit,
+    kind="cuda",
 )

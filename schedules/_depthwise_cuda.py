@@ -1,0 +1,195 @@
+"""Depthwise convolution on GPUs: a thread computes a strip of pixels down a column, of one channel or of the four that
+one access holds, in registers. Threads of a warp are neighbours along the rows: what they read of x comes from memory
+once and from the L1 cache for the other taps.
+
+The strip goes through the window column by column: the rows of x that a column of taps meets are read once, and each is
+multiplied by all taps it meets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from convc.algorithm import Config
+from convc.gpu import MOST_REGISTERS, WARP
+from convc.problem import Problem
+from convc.schedules import _gpu
+from convc.target import GpuTarget, Target
+
+THREADS = (64, 128, 256)  # of a block
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8)  # of a strip
+UNROLLED = 32  # taps up to which all columns of the window are unrolled
+OWN = 36  # registers of a thread beside what it holds of x, w and y
+
+
+def refuses(p: Problem, target: Target) -> str | None:
+    if p.kind != "conv" or not p.is_depthwise:
+        return f"{p.icg} input and {p.ocg} output channels a group: depthwise has one of each"
+    if p.dtype != "float32":
+        return f"{p.dtype} is not float32"
+    if not any(True for _ in _configs(p, 1)):
+        return f"a column of {_height(p)} taps takes too many registers"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def space(p: Problem, target: Target, *, block: int) -> list[Config]:
+    return sorted(_configs(p, block), key=lambda c: seconds(p, target, c))[:64]
+
+
+def _configs(p: Problem, block: int) -> Iterator[Config]:
+    rows = sorted({-(-p.o[-2] // -(-p.o[-2] // r)) for r in ROWS}) if p.rank > 1 else [1]
+    for rh in rows:
+        for tx in THREADS:
+            config = {"xb": block, "yb": block, "rh": rh, "tx": tx}
+            if registers(p, config) <= MOST_REGISTERS // 2:
+                yield config
+
+
+def _height(p: Problem) -> int:
+    """Taps down a column of the window."""
+    return p.k[-2] if p.rank > 1 else 1
+
+
+def _reach(p: Problem, rows: int) -> int:
+    """Rows of x under a strip."""
+    return (rows - 1) * p.s[-2] + (p.k[-2] - 1) * p.d[-2] + 1 if p.rank > 1 else 1
+
+
+def registers(p: Problem, c: Config) -> int:
+    return OWN + c["yb"] * (c["rh"] + min(_reach(p, c["rh"]), c["rh"] * _height(p)) + _height(p))
+
+
+def _strips(p: Problem, c: Config) -> int:
+    down = -(-p.o[-2] // c["rh"]) if p.rank > 1 else 1
+    return p.mb * -(-p.oc // c["yb"]) * math.prod(p.o[:-2]) * down * p.o[-1]
+
+
+def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
+    """Multiply-adds, or the L1 cache that gives each warp 128 bytes a cycle, or memory."""
+    gpu, block, warps = target.gpu, c["yb"], c["tx"] / WARP
+    columns = p.taps // _height(p)
+    reads = min(_reach(p, c["rh"]), c["rh"] * _height(p))
+    fma = WARP * p.taps * c["rh"] * block / gpu.fma
+    cache = columns * (reads * block + _height(p)) + c["rh"] * block
+    issued = (p.taps * c["rh"] * block + 5 * columns * reads + 60) / 4
+    tile = 4.0 * c["tx"] * block * (_reach(p, c["rh"]) * min(p.s[-1], p.k[-1]) + c["rh"])
+    found = _gpu.Block(
+        c["tx"], registers(p, c), 0, warps * max(fma, cache, issued), _gpu.LATENCY * (1 + columns / 8), tile
+    )
+    compulsory = 4.0 * p.mb * p.ic * (math.prod(p.i) + math.prod(p.o))
+    return _gpu.cost(found, -(-_strips(p, c) // c["tx"]), compulsory, gpu)
+
+
+def seconds(p: Problem, target: Target, c: Config) -> float:
+    assert isinstance(target, GpuTarget)
+    return cost(p, target, c).seconds
+
+
+def limit(p: Problem, target: Target, c: Config) -> str:
+    assert isinstance(target, GpuTarget)
+    return cost(p, target, c).limit
+
+
+def _down(p: Problem, c: Config) -> tuple[int, ...]:
+    """Extents of y in whole strips."""
+    if p.rank == 1:
+        return p.o
+    return (*p.o[:-2], -(-p.o[-2] // c["rh"]) * c["rh"], p.o[-1])
+
+
+def pack(w: Any, p: Problem, c: Config) -> Any:
+    """[oc, 1, *k] -> [oc blocks, *k, lanes], missing channels 0."""
+    from tvm import te, tirx
+
+    lanes = c["yb"]
+
+    def value(block: Any, *rest: Any) -> Any:
+        *taps, lane = rest
+        channel = block * lanes + lane
+        found = w(tirx.min(channel, p.oc - 1), 0, *taps)
+        return found if p.oc % lanes == 0 else tirx.if_then_else(channel < p.oc, found, tirx.const(0, w.dtype))
+
+    return te.compute((-(-p.oc // lanes), *p.k, lanes), value, name="packed")
+
+
+def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
+    """y[n, b, *o, lane] = sum over the taps of xp[n, b, o*s + k*d, lane] * w[b, *k, lane], xp the padded x."""
+    from tvm import te, tirx
+
+    lanes, extents = c["yb"], _down(p, c)
+    lane = (lanes,) if lanes > 1 else ()
+    spans = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(extents, p.s, p.k, p.d, strict=True)]
+    blocks = -(-p.oc // lanes)
+
+    def padded(n: Any, block: Any, *rest: Any) -> Any:
+        at = [a - before for a, before in zip(rest[: p.rank], p.p, strict=True)]
+        found = x(n, block, *at, *rest[p.rank :])
+        bounds = zip(at, p.p, p.i, spans, strict=True)
+        inside = [t for a, before, i, span in bounds for t in _tests(a, before, i, span)]
+        return tirx.if_then_else(tirx.all(*inside), found, tirx.const(0, x.dtype)) if inside else found
+
+    xp = te.compute((p.mb, blocks, *spans, *lane), padded, name="xp")
+    taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(p.k)]
+
+    def value(n: Any, block: Any, *rest: Any) -> Any:
+        at = [i * s + u * d for i, s, u, d in zip(rest[: p.rank], p.s, taps, p.d, strict=True)]
+        own = rest[p.rank] if lanes > 1 else 0
+        return te.sum(xp(n, block, *at, *rest[p.rank :]) * w(block, *taps, own), axis=taps)
+
+    return te.compute((p.mb, blocks, *extents, *lane), value, name="y")
+
+
+def _tests(at: Any, before: int, extent: int, span: int) -> list[Any]:
+    """What keeps a place inside x: nothing where no window leaves it."""
+    return [at >= 0] * (before > 0) + [at < extent] * (span - before > extent)
+
+
+def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
+    """strips | threads | columns of the window: x and w in registers | taps of a column, pixels, lanes."""
+    from convc.lower.guard import GUARD
+
+    y, z, xp = (sch.get_sblock(name) for name in ("y", "z", "xp"))
+    if "t" in (sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))):
+        sch.compute_inline(sch.get_sblock("t"))
+    out = sch.cache_write(z, 0, "local")
+    n, block, *rest = sch.get_loops(out)
+    pixel, lane = rest[: p.rank], rest[p.rank :]
+    outer, inner = [n, block, *pixel], []
+    if p.rank > 1:
+        ho, hi = sch.split(pixel[-2], [None, c["rh"]], disable_predication=True)
+        outer, inner = [n, block, *pixel[:-2], ho, pixel[-1]], [hi]
+        sch.annotate(out, GUARD, [1] * (2 + p.rank) + [c["yb"]] * len(lane))
+    sch.reorder(*outer, *inner, *lane)
+    group, thread = sch.split(sch.fuse(*outer), [None, c["tx"]])
+    sch.bind(group, "blockIdx.x")
+    sch.bind(thread, "threadIdx.x")
+    for loop in inner:
+        sch.unroll(loop)
+    for loop in lane:
+        sch.vectorize(loop)
+    for stage in (z, y):
+        sch.compute_at(stage, thread, preserve_unit_loops=True)
+        sch.set_scope(stage, 0, "local")
+    for loop in sch.get_loops(z)[2:]:
+        sch.unroll(loop)
+    own = sch.get_loops(y)[2:]
+    spatial, taps = own[: len(own) - p.rank], own[len(own) - p.rank :]
+    down = taps[-2:-1]
+    columns = [*taps[:-2], taps[-1]]
+    sch.reorder(*columns, *down, *spatial)
+    sch.set_scope(xp, 0, "local")
+    sch.compute_at(xp, columns[-1], preserve_unit_loops=True)
+    held = sch.cache_read(y, 1, "local")
+    sch.compute_at(held, columns[-1], preserve_unit_loops=True)
+    for stage, vector in ((xp, bool(lane)), (held, bool(lane))):
+        *loops, last = sch.get_loops(stage)[2 + len(columns) :]
+        for loop in loops:
+            sch.unroll(loop)
+        (sch.vectorize if vector else sch.unroll)(last)
+    # The sums start inside the loops: that the first tap is the first is known wherever these are unrolled.
+    for loop in [*(columns if p.taps <= UNROLLED else []), *down, *spatial]:
+        sch.unroll(loop)

@@ -1,0 +1,93 @@
+"""Are depthwise convolutions for GPUs right at the borders of their strips, and what does their text do? The general
+tests of algorithms draw problems; here are those that strips, windows and blocks make hard."""
+
+from __future__ import annotations
+
+import pytest
+from cuda_shim import needs_shim
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from test_algorithms import check
+from test_cuda_algorithms import machine, run_on_shim
+
+from convc.algorithm import algorithms
+from convc.errors import UsageError
+from convc.problem import Problem
+
+NAMES = ("depthwise", "depthwise_nchw")
+TARGET = "cuda/sm_80"
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Odd extents, strides and taps that differ by axis, dilation, one-sided padding."""
+    c, rank = draw(st.integers(2, 11)), draw(st.integers(1, 3))
+    text = f"g{c}mb{draw(st.integers(1, 2))}_ic{c}oc{c}"
+    for axis in {1: "w", 2: "hw", 3: "dhw"}[rank]:
+        i, k, s = draw(st.integers(3, 13)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
+        p, d = draw(st.integers(0, 2)), draw(st.integers(0, 1))
+        text += f"_i{axis}{i}k{axis}{k}s{axis}{s}p{axis}{p}d{axis}{d}"
+    try:
+        return Problem.parse(text)
+    except UsageError:
+        assume(False)
+        raise
+
+
+@needs_shim
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(p=problems(), pick=st.integers(0, 1000), epilogue=st.booleans())
+def test_windows_and_strips_of_any_shape(name: str, p: Problem, pick: int, epilogue: bool) -> None:
+    algorithm = algorithms("cuda")[name]
+    assume(algorithm.refuses(p, machine(TARGET)) is None)
+    configs = algorithm.space(p, machine(TARGET))
+    check(p, algorithm, dict(configs[pick % len(configs)]), machine(TARGET), epilogue=epilogue, run=run_on_shim)
+
+
+@needs_shim
+@pytest.mark.parametrize("rows", [1, 3, 5, 8])
+def test_a_last_strip_beyond_the_image_writes_nothing(rows: int) -> None:
+    """Rows of 13 in strips that do not divide them; results of another strip would be overwritten."""
+    p = Problem.parse("g6mb2_ic6ih13iw9_oc6_kh3kw3ph1pw1")
+    config = {"xb": 4, "yb": 4, "rh": rows, "tx": 64}
+    check(p, algorithms("cuda")["depthwise"], config, machine(TARGET), epilogue=True, run=run_on_shim)
+
+
+def text_of(name: str, p: Problem, config: dict[str, int]) -> str:
+    from convc.lower.cuda import source_of
+    from convc.lower.kernel import lower
+    from convc.tune.workload import Workload
+
+    kernel = Workload(p, "short").kernel(algorithms("cuda")[name].choice(config))
+    return source_of(lower(kernel, machine(TARGET)), "k", machine(TARGET)).text
+
+
+def test_blocks_are_read_and_written_16_bytes_at_a_time() -> None:
+    p = Problem.parse("g32mb1_ic32ih28_oc32oh28_kh3ph1")
+    text = text_of("depthwise", p, {"xb": 4, "yb": 4, "rh": 2, "tx": 128})
+    body = text[text.rindex("__global__") :]
+    assert body.count("*(float4*)(a0_ptr") == body.count("*(float4*)(w_ptr") == body.count("*(float4*)(z_ptr") == 1
+    assert "a0_ptr[" not in body and "w_ptr[" not in body and "z_ptr[" not in body
+
+
+def test_windows_inside_the_image_ask_for_no_border() -> None:
+    """Without padding only the last strip, which overhangs, is asked for."""
+    config = {"xb": 4, "yb": 4, "rh": 2, "tx": 128}
+    inside = text_of("depthwise", Problem.parse("g8mb1_ic8ih30_oc8_kh3"), config)
+    padded = text_of("depthwise", Problem.parse("g8mb1_ic8ih30_oc8_kh3ph1"), config)
+    assert "make_float4(0x0p" in padded and "make_float4(0x0p" not in inside
+
+
+@pytest.mark.parametrize("target", ["cuda/sm_75", "cuda/sm_90a"])
+def test_a_model_of_time_knows_the_bytes(target: str) -> None:
+    """Twice the images take about twice the time where memory binds; nothing is faster than its bytes allow."""
+    gpu = machine(target).gpu
+    for name in NAMES:
+        times = {}
+        for images in (32, 64):
+            p = Problem.parse(f"g144mb{images}_ic144ih56_oc144oh56_kh3ph1")
+            algorithm = algorithms("cuda")[name]
+            times[images] = algorithm.seconds(p, machine(target), algorithm.space(p, machine(target))[0])
+            assert times[images] > 8 * images * 144 * 56 * 56 / gpu.bandwidth
+        assert 1.8 < times[64] / times[32] < 2.1
