@@ -24,7 +24,7 @@ TILES = ((4, 8), (4, 4), (2, 8), (2, 4), (4, 2), (2, 2), (1, 4), (1, 2), (4, 1),
 STAGES = (4, 3, 2)
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 KEPT = 64  # configs between two layouts
-BARRIERS = 60.0  # cycles of a step that are spent on two of them
+BARRIER = 35.0  # cycles of a step that are spent on one
 COPY = 14.0  # instructions of a copy of 16 bytes: addresses, tests for padding
 
 
@@ -105,7 +105,7 @@ def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     shared = 4.0 * warps * c["bk"] * (2 * c["tm"] + c["tn"]) + chunks / 8
     pieces = 1 if _mma.is_vector(p, c) else _mma.chunk(p)
     issued = warps * c["bk"] * (2 * c["tm"] * c["tn"] + 2 * c["tm"] + c["tn"]) + chunks / WARP * COPY * pieces
-    step = max(products, shared, issued / 4) + BARRIERS
+    step = max(products, shared, issued / 4) + BARRIER
     epilogue = 12.0 * tall * wide / WARP / 4
     waits = _gpu.LATENCY + many * max(0.0, _gpu.LATENCY - (c["st"] - 1) * step)
     moved = float(many * chunks * 16)

@@ -4,6 +4,7 @@ numbers, with every epilogue and tail, and within the bound, which is not vacuou
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -106,6 +107,24 @@ def test_layers_with_a_residual(text: str, tile: dict[str, int]) -> None:
     config = {"xb": blocks[0], "yb": blocks[1], **tile}
     assert config in [dict(c) for c in tensor_core.configs(p, SM80, blocks)]
     check_exact(p, config, SM80, "residual")
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_a_step_has_one_barrier_and_its_copies_are_ahead(stages: int) -> None:
+    from convc.lower.cuda import source_of
+    from convc.lower.kernel import lower
+
+    p = Problem.parse("mb1_ic64ih10_oc64oh10_kh3ph1_float16").canonical
+    config = {"xb": 8, "yb": 8, "wm": 2, "wn": 2, "tm": 2, "tn": 4, "bk": 1, "st": stages, "sk": 1}
+    text = source_of(lower(Workload(p).kernel(ON_CUDA.choice(config)), SM80), "k", SM80).text
+    body = text[text.rindex("__global__") :]
+    loops = re.split(r"\n  (?=for |#pragma)", body)
+    (step,) = (loop for loop in loops if "cp_async_legacy" in loop and "convc_mma" in loop)
+    step = step[: step.index("\n  }")]
+    waits = re.findall(r"wait_group_async_wait_group_(\d)", step)
+    assert waits == [str(stages - 2)]
+    assert step.count("__syncthreads()") == 1 and step.index("__syncthreads()") < step.index("cp_async_legacy")
+    assert body.count("__syncthreads()") == 2
 
 
 @needs_shim

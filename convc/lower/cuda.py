@@ -24,6 +24,7 @@ from convc.lower.guard import guarded
 from convc.lower.mma import prelude
 from convc.lower.names import each, reveal
 from convc.lower.vector_math import nearest
+from convc.lower.waits import merged, settled
 from convc.target import GpuTarget
 
 ALIGNMENT = 256  # bytes, of temporaries
@@ -86,7 +87,7 @@ def _passes() -> Any:
             s_tir.transform.TransformMmaBufferLayout(),
             s_tir.transform.LowerOpaqueBlock(),
             flatten(),
-            each(_waiting),
+            each(settled),
             tirx.transform.BF16ComputeLegalize(),
             tirx.transform.NarrowDataType(32),
             s_tir.transform.LoopPartition(),
@@ -105,6 +106,7 @@ def _passes() -> Any:
             s_tir.transform.ThreadSync("shared"),
             s_tir.transform.ThreadSync("shared.dyn"),
             s_tir.transform.ThreadSync("warp"),
+            each(merged),
             s_tir.transform.InferFragment(),
             s_tir.transform.LowerThreadAllreduce(),
             s_tir.transform.InjectPTXAsyncCopy(),
@@ -112,18 +114,6 @@ def _passes() -> Any:
             tirx.transform.SplitHostDevice(),
         ]
     )
-
-
-def _waiting(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Where the number of copies that may be left in flight is no constant, as in the last steps of a pipeline, none
-    may be: instructions take numbers only."""
-    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AttrStmt, _wait)))
-
-
-def _wait(attr: tirx.AttrStmt) -> tirx.AttrStmt:
-    if attr.attr_key != "async_wait_inflight_count" or isinstance(attr.value, tirx.IntImm):
-        return attr
-    return tirx.AttrStmt(attr.node, attr.attr_key, tirx.const(0, "int32"), attr.body)
 
 
 def _localized(func: tirx.PrimFunc) -> tirx.PrimFunc:
