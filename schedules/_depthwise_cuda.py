@@ -31,7 +31,7 @@ def refuses(p: Problem, target: Target) -> str | None:
     if p.dtype != "float32":
         return f"{p.dtype} is not float32"
     if not any(True for _ in _configs(p, 1)):
-        return f"a column of {_height(p)} taps takes too many registers"
+        return f"a column of {height(p)} taps takes too many registers"
     return None
 
 
@@ -41,29 +41,36 @@ def space(p: Problem, target: Target, *, block: int) -> list[Config]:
 
 
 def _configs(p: Problem, block: int) -> Iterator[Config]:
+    for config in strips(p, block):
+        if registers(p, config) <= MOST_REGISTERS // 2:
+            yield config
+
+
+def strips(p: Problem, block: int) -> Iterator[Config]:
     rows = sorted({-(-p.o[-2] // -(-p.o[-2] // r)) for r in ROWS}) if p.rank > 1 else [1]
-    for rh in rows:
-        for tx in THREADS:
-            config = {"xb": block, "yb": block, "rh": rh, "tx": tx}
-            if registers(p, config) <= MOST_REGISTERS // 2:
-                yield config
+    return ({"xb": block, "yb": block, "rh": rh, "tx": tx} for rh in rows for tx in THREADS)
 
 
-def _height(p: Problem) -> int:
+def height(p: Problem) -> int:
     """Taps down a column of the window."""
     return p.k[-2] if p.rank > 1 else 1
 
 
-def _reach(p: Problem, rows: int) -> int:
+def reach(p: Problem, rows: int) -> int:
     """Rows of x under a strip."""
     return (rows - 1) * p.s[-2] + (p.k[-2] - 1) * p.d[-2] + 1 if p.rank > 1 else 1
 
 
+def read(p: Problem, c: Config) -> int:
+    """Rows of x that a strip reads for a column of taps."""
+    return min(reach(p, c["rh"]), c["rh"] * height(p))
+
+
 def registers(p: Problem, c: Config) -> int:
-    return OWN + c["yb"] * (c["rh"] + min(_reach(p, c["rh"]), c["rh"] * _height(p)) + _height(p))
+    return OWN + c["yb"] * (c["rh"] + read(p, c) + height(p))
 
 
-def _strips(p: Problem, c: Config) -> int:
+def count(p: Problem, c: Config) -> int:
     down = -(-p.o[-2] // c["rh"]) if p.rank > 1 else 1
     return p.mb * -(-p.oc // c["yb"]) * math.prod(p.o[:-2]) * down * p.o[-1]
 
@@ -71,17 +78,17 @@ def _strips(p: Problem, c: Config) -> int:
 def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     """Multiply-adds, or the L1 cache that gives each warp 128 bytes a cycle, or memory."""
     gpu, block, warps = target.gpu, c["yb"], c["tx"] / WARP
-    columns = p.taps // _height(p)
-    reads = min(_reach(p, c["rh"]), c["rh"] * _height(p))
+    columns = p.taps // height(p)
+    reads = read(p, c)
     fma = WARP * p.taps * c["rh"] * block / gpu.fma
-    cache = columns * (reads * block + _height(p)) + c["rh"] * block
+    cache = columns * (reads * block + height(p)) + c["rh"] * block
     issued = (p.taps * c["rh"] * block + 5 * columns * reads + 60) / 4
-    tile = 4.0 * c["tx"] * block * (_reach(p, c["rh"]) * min(p.s[-1], p.k[-1]) + c["rh"])
+    tile = 4.0 * c["tx"] * block * (reach(p, c["rh"]) * min(p.s[-1], p.k[-1]) + c["rh"])
     found = _gpu.Block(
         c["tx"], registers(p, c), 0, warps * max(fma, cache, issued), _gpu.LATENCY * (1 + columns / 8), tile
     )
     compulsory = 4.0 * p.mb * p.ic * (math.prod(p.i) + math.prod(p.o))
-    return _gpu.cost(found, -(-_strips(p, c) // c["tx"]), compulsory, gpu)
+    return _gpu.cost(found, -(-count(p, c) // c["tx"]), compulsory, gpu)
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:
@@ -118,12 +125,29 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
 
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     """y[n, b, *o, lane] = sum over the taps of xp[n, b, o*s + k*d, lane] * w[b, *k, lane], xp the padded x."""
+    from tvm import te
+
+    lanes, xp = c["yb"], pad(x, p, c)
+    taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(p.k)]
+
+    def value(n: Any, block: Any, *rest: Any) -> Any:
+        at = [i * s + u * d for i, s, u, d in zip(rest[: p.rank], p.s, taps, p.d, strict=True)]
+        own = rest[p.rank] if lanes > 1 else 0
+        return te.sum(xp(n, block, *at, *rest[p.rank :]) * w(block, *taps, own), axis=taps)
+
+    return te.compute(extents(p, c), value, name="y")
+
+
+def extents(p: Problem, c: Config) -> tuple[int, ...]:
+    """Of y, in whole strips."""
+    return (p.mb, -(-p.oc // c["yb"]), *_down(p, c), *([c["yb"]] if c["yb"] > 1 else []))
+
+
+def pad(x: Any, p: Problem, c: Config) -> Any:
+    """x under all strips, 0 where there is none."""
     from tvm import te, tirx
 
-    lanes, extents = c["yb"], _down(p, c)
-    lane = (lanes,) if lanes > 1 else ()
-    spans = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(extents, p.s, p.k, p.d, strict=True)]
-    blocks = -(-p.oc // lanes)
+    spans = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(_down(p, c), p.s, p.k, p.d, strict=True)]
 
     def padded(n: Any, block: Any, *rest: Any) -> Any:
         at = [a - before for a, before in zip(rest[: p.rank], p.p, strict=True)]
@@ -132,15 +156,7 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
         inside = [t for a, before, i, span in bounds for t in _tests(a, before, i, span)]
         return tirx.if_then_else(tirx.all(*inside), found, tirx.const(0, x.dtype)) if inside else found
 
-    xp = te.compute((p.mb, blocks, *spans, *lane), padded, name="xp")
-    taps = [te.reduce_axis((0, k), f"k{axis}") for axis, k in enumerate(p.k)]
-
-    def value(n: Any, block: Any, *rest: Any) -> Any:
-        at = [i * s + u * d for i, s, u, d in zip(rest[: p.rank], p.s, taps, p.d, strict=True)]
-        own = rest[p.rank] if lanes > 1 else 0
-        return te.sum(xp(n, block, *at, *rest[p.rank :]) * w(block, *taps, own), axis=taps)
-
-    return te.compute((p.mb, blocks, *extents, *lane), value, name="y")
+    return te.compute((p.mb, x.shape[1], *spans, *x.shape[2 + p.rank :]), padded, name="xp")
 
 
 def _tests(at: Any, before: int, extent: int, span: int) -> list[Any]:
@@ -150,9 +166,26 @@ def _tests(at: Any, before: int, extent: int, span: int) -> list[Any]:
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """strips | threads | columns of the window: x and w in registers | taps of a column, pixels, lanes."""
+    place_strips(sch, p, c)
+    y, xp = sch.get_sblock("y"), sch.get_sblock("xp")
+    own = sch.get_loops(y)[2:]
+    spatial, taps = own[: len(own) - p.rank], own[len(own) - p.rank :]
+    down, columns = taps[-2:-1], [*taps[:-2], taps[-1]]
+    sch.reorder(*columns, *down, *spatial)
+    sch.set_scope(xp, 0, "local")
+    hold(sch, xp, columns[-1], vector=c["xb"] > 1)
+    hold(sch, sch.cache_read(y, 1, "local"), columns[-1], vector=c["xb"] > 1)
+    # The sums start inside the loops: that the first tap is the first is known wherever these are unrolled.
+    for loop in [*(columns if p.taps <= UNROLLED else []), *down, *spatial]:
+        sch.unroll(loop)
+
+
+def place_strips(sch: Any, p: Problem, c: Config) -> None:
+    """Strips of z are threads, and y and the epilogue of a strip are computed in its thread: loops of their own begin
+    below the two that are bound."""
     from convc.lower.guard import GUARD
 
-    y, z, xp = (sch.get_sblock(name) for name in ("y", "z", "xp"))
+    y, z = sch.get_sblock("y"), sch.get_sblock("z")
     if "t" in (sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))):
         sch.compute_inline(sch.get_sblock("t"))
     out = sch.cache_write(z, 0, "local")
@@ -176,20 +209,13 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         sch.set_scope(stage, 0, "local")
     for loop in sch.get_loops(z)[2:]:
         sch.unroll(loop)
-    own = sch.get_loops(y)[2:]
-    spatial, taps = own[: len(own) - p.rank], own[len(own) - p.rank :]
-    down = taps[-2:-1]
-    columns = [*taps[:-2], taps[-1]]
-    sch.reorder(*columns, *down, *spatial)
-    sch.set_scope(xp, 0, "local")
-    sch.compute_at(xp, columns[-1], preserve_unit_loops=True)
-    held = sch.cache_read(y, 1, "local")
-    sch.compute_at(held, columns[-1], preserve_unit_loops=True)
-    for stage, vector in ((xp, bool(lane)), (held, bool(lane))):
-        *loops, last = sch.get_loops(stage)[2 + len(columns) :]
-        for loop in loops:
-            sch.unroll(loop)
-        (sch.vectorize if vector else sch.unroll)(last)
-    # The sums start inside the loops: that the first tap is the first is known wherever these are unrolled.
-    for loop in [*(columns if p.taps <= UNROLLED else []), *down, *spatial]:
-        sch.unroll(loop)
+
+
+def hold(sch: Any, stage: Any, loop: Any, *, vector: bool) -> None:
+    """What `stage` gives to an iteration of `loop` in registers, its last axis in accesses of 16 bytes."""
+    above = len(sch.get_loops(stage))
+    sch.compute_at(stage, loop, preserve_unit_loops=True)
+    *loops, last = sch.get_loops(stage)[-above:]
+    for each in loops:
+        sch.unroll(each)
+    (sch.vectorize if vector else sch.unroll)(last)

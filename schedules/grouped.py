@@ -16,7 +16,7 @@ from typing import Any
 
 from convc.algorithm import Algorithm, Config
 from convc.problem import Problem
-from convc.schedules import _tile, _window
+from convc.schedules import _gpu, _grouped_cuda, _tile, _window
 from convc.target import Target
 
 
@@ -162,4 +162,20 @@ ALGORITHM = Algorithm(
     error=error,
     memory=memory,
     tasks=tasks,
+)
+
+
+ON_CUDA = Algorithm(
+    name="grouped",
+    source="this repository",
+    refuses=_grouped_cuda.refuses,
+    space=_grouped_cuda.space,
+    seconds=_grouped_cuda.seconds,
+    pack=_grouped_cuda.pack,
+    define=_grouped_cuda.define,
+    schedule=_grouped_cuda.schedule,
+    error=_gpu.error,
+    memory=lambda p, c: 0,
+    limit=_grouped_cuda.limit,
+    kind="cuda",
 )

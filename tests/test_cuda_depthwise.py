@@ -1,5 +1,5 @@
-"""Are depthwise convolutions for GPUs right at the borders of their strips, and what does their text do? The general
-tests of algorithms draw problems; here are those that strips, windows and blocks make hard."""
+"""Are depthwise and grouped convolutions for GPUs right at the borders of their strips, and what does their text do?
+The general tests of algorithms draw problems; here are those that strips, windows and blocks make hard."""
 
 from __future__ import annotations
 
@@ -52,6 +52,27 @@ def test_a_last_strip_beyond_the_image_writes_nothing(rows: int) -> None:
     p = Problem.parse("g6mb2_ic6ih13iw9_oc6_kh3kw3ph1pw1")
     config = {"xb": 4, "yb": 4, "rh": rows, "tx": 64}
     check(p, algorithms("cuda")["depthwise"], config, machine(TARGET), epilogue=True, run=run_on_shim)
+
+
+GROUPS = [
+    "g3mb2_ic12ih7iw9_oc12_kh3kw3ph1pw1", "g2mb1_ic16ih13_oc24_kh3sh2ph1", "g2mb1_ic24ih9iw5_oc8_kh1kw5pw2",
+    "g4mb1_ic32ih9_oc32_kh3ph2dh1", "g2mb3_ic8iw17_oc16_kw3sw2pw1", "g2mb1_ic8id5ih4iw6_oc8_kd3kh2kw3pd1ph0pw1",
+]  # fmt: skip
+
+
+@needs_shim
+@pytest.mark.parametrize("text", GROUPS)
+def test_groups_of_several_widths(text: str) -> None:
+    """Groups narrower and wider than a block, of as many and of more or fewer output channels."""
+    algorithm, p = algorithms("cuda")["grouped"], Problem.parse(text)
+    assert algorithm.refuses(p, machine(TARGET)) is None
+    for config in (algorithm.space(p, machine(TARGET))[0], algorithm.space(p, machine(TARGET))[-1]):
+        check(p, algorithm, dict(config), machine(TARGET), epilogue=True, run=run_on_shim)
+
+
+@pytest.mark.parametrize("text", ["g2mb1_ic6ih9_oc8_kh3", "g2mb1_ic8ih9_oc6_kh3", "mb1_ic8ih9_oc8_kh3"])
+def test_groups_that_fill_no_access_are_refused_with_a_reason(text: str) -> None:
+    assert algorithms("cuda")["grouped"].refuses(Problem.parse(text), machine(TARGET))
 
 
 def text_of(name: str, p: Problem, config: dict[str, int]) -> str:
