@@ -8,7 +8,7 @@ A block owns `nb` images x `hs` strips of `rh` output rows x `wb` output columns
 thread one strip by `tn` channels. The window of `ck` channels lies as [channel][image][column][row]: the taps of an
 output pixel are rows of few columns, those of the pixels of a strip the same ones. Under a stride of s the columns are
 in s groups, by column % s, so that the columns of neighbouring pixels are neighbours. Problems of one axis have strips
-along it, and one column.
+along it, and one column. The channels may be cut into `sk` parts, whose sums are added afterwards.
 
 The steps of the paper's ablation: `shared` (0: x and w straight from global memory), the tile (`rh` = `tn` = 1),
 `micro` (vector accesses and operands held in registers), `double` (two windows, one filled while the other is read) and
@@ -17,7 +17,6 @@ The steps of the paper's ablation: `shared` (0: x and w straight from global mem
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,9 @@ from convc.algorithm import Config
 from convc.problem import Problem
 from convc.schedules._im2win_tiles import axes, block_columns, form, pixels, quads, scope, tiles, vector
 from convc.target import Target
+
+UNROLLED = 640  # multiply-adds of all taps of a channel in one body: fewer addresses
+SUMMERS = 256  # threads of a block that adds the parts of a sum
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:
@@ -34,8 +36,8 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
     along, across = axes(p)
     parts = quads(c)
 
-    def value(tile: Any, c0: Any, c1: Any, v: Any, u: Any, part: Any, tx: Any, lane: Any) -> Any:
-        o = tile * block_columns(c) + (tx * parts[0] + part) * parts[2] + lane
+    def value(tile: Any, c0: Any, c1: Any, v: Any, u: Any, quad: Any, tx: Any, lane: Any) -> Any:
+        o = tile * block_columns(c) + (tx * parts[0] + quad) * parts[2] + lane
         taps = (u, v) if p.rank == 2 else (u,)
         found = w(tirx.min(o, p.oc - 1), c0 * c["ck"] + c1, *taps)
         return tirx.if_then_else(o < p.oc, found, tirx.const(0, w.dtype))
@@ -49,7 +51,7 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     from tvm import te, tirx
 
     along, across = axes(p)
-    f, cut, parts = form(p, c), tiles(p, c), quads(c)
+    f, cut = form(p, c), tiles(p, c)
     tall, ck = c["hs"] * c["rh"], c["ck"]
 
     def gathered(
@@ -74,26 +76,28 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
         return window(*where, column, hs * (c["rh"] * along.s) + e)
 
     strip = te.compute((p.g, slices, *cut[:3], ck, c["nb"], c["hs"], held, f.strip), taken, name="strip")
-    c0, c1 = te.reduce_axis((0, slices), "c0"), te.reduce_axis((0, ck), "c1")
+    per = slices // c["sk"]
+    c0, c1 = te.reduce_axis((0, per), "c0"), te.reduce_axis((0, ck), "c1")
     v, u = te.reduce_axis((0, across.k), "v"), te.reduce_axis((0, along.k), "u")
 
     def product(*index: Any) -> Any:
-        bn, bh, bw, bo, tx, n, hs, q, i, part, lane = index
+        part, bn, bh, bw, bo, i, quad, tx, n, hs, q, lane = index
         column = v * across.d % across.s * f.across + q + v * across.d // across.s
-        group = bo * block_columns(c) // p.ocg if p.g > 1 else 0
-        value = strip(group, c0, bn, bh, bw, c1, n, hs, column, i * along.s + u * along.d)
-        return te.sum(value * w(bo, c0, c1, v, u, part, tx, lane), axis=[c0, c1, v, u])
+        group, at = bo * block_columns(c) // p.ocg if p.g > 1 else 0, part * per + c0
+        value = strip(group, at, bn, bh, bw, c1, n, hs, column, i * along.s + u * along.d)
+        return te.sum(value * w(bo, at, c1, v, u, quad, tx, lane), axis=[c0, c1, v, u])
 
-    shape = (*cut, c["tx"], c["nb"], c["hs"], c["wb"], c["rh"], parts[0], parts[2])
+    shape = (c["sk"], *cut, c["rh"], quads(c)[0], c["tx"], c["nb"], c["hs"], c["wb"], quads(c)[2])
     acc = te.compute(shape, product, name="acc")
+    part = te.reduce_axis((0, c["sk"]), "part")
 
     def value(n: Any, ob: Any, *rest: Any) -> Any:
         (h, q), lane = (rest[:2] if p.rank == 2 else (rest[0], 0)), rest[p.rank] if c["yb"] > 1 else 0
         o = ob * c["yb"] + lane
-        return acc(
-            n // c["nb"], h // tall, q // c["wb"], o // block_columns(c), o // c["tn"] % c["tx"], n % c["nb"],
-            h // c["rh"] % c["hs"], q % c["wb"], h % c["rh"], o // parts[2] % parts[0], o % parts[2],
-        )  # fmt: skip
+        block = n // c["nb"], h // tall, q // c["wb"], o // block_columns(c)
+        thread = o // c["tn"] % c["tx"], n % c["nb"], h // c["rh"] % c["hs"], q % c["wb"]
+        at = *block, h % c["rh"], o // quads(c)[2] % quads(c)[0], *thread, o % quads(c)[2]
+        return te.sum(acc(part, *at), axis=[part]) if c["sk"] > 1 else acc(0, *at)
 
     extents = (p.mb, -(-p.oc // c["yb"]), *p.o) + ((c["yb"],) if c["yb"] > 1 else ())
     return te.compute(extents, value, name="y")
@@ -104,13 +108,19 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     taps | row of taps | registers."""
     acc, window, strip = (sch.get_sblock(name) for name in ("acc", "window", "strip"))
     for name in [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]:
-        if name in ("y", "t"):
+        if name == "t" or (name == "y" and c["sk"] == 1):
             sch.compute_inline(sch.get_sblock(name))
-    thread = _bind(sch, p, c)
-    sch.set_scope(acc, 0, "local")
-    sch.compute_at(acc, thread, preserve_unit_loops=True)
-    *_, i, part, lane, c0, c1, v, u = sch.get_loops(acc)
-    sch.reorder(c0, c1, v, u, i, part, lane)
+    if c["sk"] == 1:
+        thread = _bind(sch, p, c)
+        sch.set_scope(acc, 0, "local")
+        sch.compute_at(acc, thread, preserve_unit_loops=True)
+        *_, i, quad, _, _, _, _, lane, c0, c1, v, u = sch.get_loops(acc)
+    else:
+        *block, i, quad, tx, n, hs, q, lane, c0, c1, v, u = sch.get_loops(acc)
+        sch.reorder(*block, tx, n, hs, q, c0, c1, v, u, i, quad, lane)
+        thread = _bind_threads(sch, block, tx, (n, hs, q))
+        _sum_parts(sch, acc, thread)
+    sch.reorder(c0, c1, v, u, i, quad, lane)
     f = form(p, c)
     if not c["shared"]:
         sch.compute_inline(window)
@@ -130,7 +140,9 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         sch.unroll(sch.get_loops(held)[-3])
         sch.vectorize(sch.get_loops(held)[-1])
         sch.unroll(u)
-    for loop in (i, part, lane):
+        if p.taps * c["rh"] * c["tn"] <= UNROLLED:
+            sch.unroll(v)
+    for loop in (i, quad, lane):
         sch.unroll(loop)
     sch.decompose_reduction(acc, c0)
     if weights is not None and c["double"]:
@@ -154,24 +166,46 @@ def _bind(sch: Any, p: Problem, c: Config) -> Any:
     bh, hs, i = cut(h, c["hs"], c["rh"])
     bw, wi = cut(q, c["wb"]) if q is not None else (None, None)
     if rest:
-        bo, t, part = cut(o, tx, parts)
+        bo, t, quad = cut(o, tx, parts)
         lane = rest[0]
         together = lanes if p.oc % lanes == 0 else 1
     else:
-        bo, t, part, lane = cut(o, tx, parts, lanes)
+        bo, t, quad, lane = cut(o, tx, parts, lanes)
         together = 1
     outer, inner = [x for x in (bn, bh, bw, bo) if x is not None], [x for x in (ni, hs, wi) if x is not None]
-    sch.reorder(*outer, t, *inner, i, part, lane)
-    sch.bind(sch.fuse(*outer), "blockIdx.x")
-    sch.bind(t, "threadIdx.y")
-    thread = sch.fuse(*inner)
-    sch.bind(thread, "threadIdx.x")
+    sch.reorder(*outer, t, *inner, i, quad, lane)
+    thread = _bind_threads(sch, outer, t, inner)
     sch.unroll(i)
-    sch.unroll(part)
+    sch.unroll(quad)
     (sch.vectorize if together > 1 else sch.unroll)(lane)
     axes_of_z = 2 + p.rank + (c["yb"] > 1)
     sch.annotate(z, GUARD, [1] * (axes_of_z - 1) + [together])
     return thread
+
+
+def _bind_threads(sch: Any, block: Sequence[Any], tx: Any, pixel: Sequence[Any]) -> Any:
+    """Channels before pixels: neighbours in a warp are neighbouring columns, in shared memory as in y."""
+    sch.bind(sch.fuse(*block), "blockIdx.x")
+    sch.bind(tx, "threadIdx.y")
+    thread = sch.fuse(*pixel)
+    sch.bind(thread, "threadIdx.x")
+    return thread
+
+
+def _sum_parts(sch: Any, acc: Any, thread: Any) -> None:
+    """The sums of each part go to memory; a second kernel adds the parts, a thread an element of z."""
+    kept = sch.cache_write(acc, 0, "local")
+    sch.reverse_compute_at(kept, thread, preserve_unit_loops=True)
+    *_, i, quad, _, _, _, _, lane = sch.get_loops(kept)
+    sch.unroll(i)
+    sch.unroll(quad)
+    sch.vectorize(lane)
+    y, z = sch.get_sblock("y"), sch.get_sblock("z")
+    block, element = sch.split(sch.fuse(*sch.get_loops(z)), [None, SUMMERS])
+    sch.bind(block, "blockIdx.x")
+    sch.bind(element, "threadIdx.x")
+    sch.set_scope(y, 0, "local")
+    sch.compute_at(y, element)
 
 
 def _stage(sch: Any, acc: Any, window: Any, c0: Any, p: Problem, c: Config) -> Any:
@@ -183,13 +217,12 @@ def _stage(sch: Any, acc: Any, window: Any, c0: Any, p: Problem, c: Config) -> A
     if f.image > f.groups * f.across:
         sch.storage_align(window, 0, 6, 8 * f.pitch, f.image % 8 * f.pitch)
     channel, image, column, row = sch.get_loops(window)[-4:]
-    channel, lane = sch.split(channel, [None, math.gcd(c["xb"], c["ck"])])
+    channel, lane = sch.split(channel, [None, vector(p, c)])
     group, column = sch.split(column, [None, f.across])
-    sch.reorder(channel, image, row, column, group, lane)
-    flat = sch.fuse(channel, image, row, column, group)
-    if vector(p, c) == 1:
-        flat, lane = sch.split(sch.fuse(flat, lane), [None, 1])
-    _copy(sch, flat, lane, c)
+    sch.reorder(image, row, column, group, channel, lane)
+    if c["prefetch"] != 1:  # what is kept in between has to be loops for TVM
+        sch.unroll(channel)
+    _copy(sch, sch.fuse(image, row, column, group), lane, c)
     weights = sch.cache_read(acc, 1, scope(p, c))
     sch.compute_at(weights, c0, preserve_unit_loops=True)
     flat = sch.fuse(*sch.get_loops(weights)[-6:])

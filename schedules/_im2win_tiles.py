@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from convc.algorithm import Config
-from convc.gpu import MOST_REGISTERS, STATIC_SHARED, WARP
+from convc.gpu import STATIC_SHARED, WARP, Gpu
 from convc.problem import Problem
 from convc.schedules import _gpu, _tile
 from convc.target import GpuTarget, Target
@@ -19,9 +19,18 @@ CHANNELS = (
     (8, 4), (8, 6), (8, 8), (8, 12), (8, 16), (4, 8), (4, 12), (4, 16), (8, 3), (4, 4), (4, 2), (16, 4), (16, 2),
 )  # fmt: skip  (of a thread, threads)
 THREADS = (64, 384)
+REGISTERS = 180  # a thread by our estimate; beyond it nvcc takes all there are
 PRODUCTS = 64  # of a slice and output, about: enough to hide the way to memory behind
+FEW = 4096  # outputs a multiprocessor that are too few threads: only then sums are cut into parts, which take memory
+PARTED = 4  # thread blocks of all parts a multiprocessor: with more of them, nothing is left to fill
 LONGEST = 1024  # multiply-adds of a column of taps, all of them unrolled
-COPY = 8.0  # cycles of a multiprocessor to copy an element of x a lane: addresses, the test for padding, the access
+ADDRESS = 36.0  # instructions until a thread knows where an element of x comes from, and whether
+COPY = 5.0  # and to copy it, in each channel
+WEIGHTS = 14.0  # and for 16 bytes of weights
+OVERLAPPED = 0.05  # part of what runs beside the slowest that adds to it: of tiles that are as good, the larger one
+LOOP = 10.0  # instructions around those of a column of taps
+BARRIER = 20.0  # and around those of a slice
+SCHEDULERS = 4  # of a multiprocessor
 
 
 class Axis(NamedTuple):
@@ -181,7 +190,7 @@ def _configs(p: Problem, target: GpuTarget, xb: int) -> Iterator[Config]:
             if p.g > 1 and p.ocg % block_columns(base):
                 continue
             wasted = work(p, base)
-            if wasted > 2 * best or registers(p, base) > MOST_REGISTERS - 8:
+            if wasted > 2 * best or registers(p, base) > REGISTERS:
                 continue
             best = min(best, wasted)
             found += [(wasted, c) for c in _sliced(p, target, base)]
@@ -191,12 +200,17 @@ def _configs(p: Problem, target: GpuTarget, xb: int) -> Iterator[Config]:
 def _sliced(p: Problem, target: GpuTarget, base: Config) -> Iterator[Config]:
     """In slices of about PRODUCTS, fewer and more; copied asynchronously where the machine can."""
     prefetch = 2 if target.capability >= (8, 0) else 1
-    sizes = [ck for ck in _tile.divisors(p.icg) if ck * p.taps <= 2 * PRODUCTS or ck == 1][-3:]
+    sizes = [ck for ck in _tile.divisors(p.icg) if ck * p.taps <= 2 * PRODUCTS or ck == 1][-2:]
+    few = p.mb * p.oc * math.prod(p.o) < FEW * target.gpu.multiprocessors
+    most = PARTED * target.gpu.multiprocessors // math.prod(tiles(p, base)) if few else 1
     for ck in sizes:
-        piped = {"double": 1, "prefetch": prefetch} if ck < p.icg else {"double": 0, "prefetch": 0}
-        c = {**base, "ck": ck, "shared": 1, "micro": 1, **piped}
-        if shared_bytes(p, c) <= target.l1:
-            yield c
+        slices = p.icg // ck
+        for sk in (d for d in _tile.divisors(slices) if d == 1 or d <= most):
+            piped = {"double": 1, "prefetch": prefetch} if sk < slices else {"double": 0, "prefetch": 0}
+            c = {**base, "ck": ck, "sk": sk, "shared": 1, "micro": 1, **piped}
+            fits = shared_bytes(p, c) <= target.l1 and registers(p, c) <= REGISTERS
+            if fits and memory(p, c) <= im2col_bytes(p):
+                yield c
 
 
 def _pixel_tiles(p: Problem) -> Iterator[tuple[int, int, int, int]]:
@@ -230,29 +244,54 @@ def work(p: Problem, c: Config) -> int:
 
 
 def registers(p: Problem, c: Config) -> int:
-    """An estimate: accumulators, a strip, the weights of two rows of taps, addresses, and what nvcc moves ahead."""
-    return c["rh"] * c["tn"] * 11 // 10 + form(p, c).strip + 2 * c["tn"] + 22
+    """An estimate: accumulators, a strip, the weights of two rows of taps, addresses, and what nvcc moves ahead; what
+    is on its way to shared memory, unless it is copied asynchronously."""
+    tile = c["rh"] * c["tn"] * 11 // 10 + form(p, c).strip + 2 * c["tn"] + 26
+    return tile + (rounds(p, c) * c["ck"] + VECTOR * weight_rounds(p, c) if c.get("prefetch") == 1 else 0)
+
+
+def rounds(p: Problem, c: Config) -> int:
+    """In how many rounds the threads of a block copy a window, each an element in all channels."""
+    f = form(p, c)
+    return -(-c["nb"] * f.groups * f.across * f.height // (pixels(c) * c["tx"]))
+
+
+def weight_rounds(p: Problem, c: Config) -> int:
+    """And the weights of a slice, 16 bytes each."""
+    return -(-c["ck"] * p.taps * block_columns(c) // (VECTOR * pixels(c) * c["tx"]))
 
 
 def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     gpu, f = target.gpu, form(p, c)
-    along, across = axes(p)
     threads = _gpu.rounded(pixels(c) * c["tx"], WARP)
-    warps, slices = threads // WARP, p.icg // c["ck"]
-    fma = warps * along.k * c["rh"] * c["tn"] * WARP / gpu.fma
-    distinct = min(WARP, pixels(c))
-    loads = warps * (f.strip / f.lanes * math.ceil(distinct * f.lanes / WARP) + along.k * c["tn"] / quads(c)[2])
-    window = c["ck"] * c["nb"] * f.groups * f.across * f.height
-    weights = c["ck"] * p.taps * block_columns(c)
-    copied = COPY * window / vector(p, c) / WARP + 4.0 * weights / VECTOR / WARP
-    step = c["ck"] * across.k * (fma + loads / 2) + copied
+    warps, slices = threads // WARP, p.icg // c["ck"] // c["sk"]
+    step = warps * _step(p, c, gpu)
+    window, weights = c["ck"] * c["nb"] * f.groups * f.across * f.rows, c["ck"] * p.taps * block_columns(c)
     hidden = step if c["double"] and c["prefetch"] else 0.0
     block = _gpu.Block(
         threads, registers(p, c), shared_bytes(p, c), slices * step + 2 * c["rh"] * c["tn"] * warps,
-        slices * max(0.0, _gpu.LATENCY - hidden), 4.0 * slices * (window * f.rows / f.height + weights),
+        slices * max(0.0, _gpu.LATENCY - hidden), 4.0 * slices * (window + weights),
     )  # fmt: skip
     compulsory = 4.0 * (p.mb * (p.ic * math.prod(p.i) + p.oc * math.prod(p.o)) + p.oc * p.reduction)
-    return _gpu.cost(block, math.prod(tiles(p, c)), compulsory, gpu)
+    found = _gpu.cost(block, math.prod(tiles(p, c)) * c["sk"], compulsory, gpu)
+    if c["sk"] == 1:
+        return found
+    moved = memory(p, c) + 4.0 * p.mb * p.oc * math.prod(p.o)
+    return _gpu.Cost(found.seconds + _gpu.streamed(moved, gpu), found.limit)
+
+
+def _step(p: Problem, c: Config, gpu: Gpu) -> float:
+    """Cycles of a multiprocessor for a slice of one warp: multiply-adds, or all instructions at one a cycle and
+    scheduler, or reads of shared memory, whichever is slowest."""
+    f, (along, across), ck = form(p, c), axes(p), c["ck"]
+    strip, weights = f.strip / f.lanes, along.k * c["tn"] / quads(c)[2]
+    multiplied = ck * p.taps * c["rh"] * c["tn"]
+    copied = rounds(p, c) * (ADDRESS + COPY * ck / vector(p, c)) + WEIGHTS * weight_rounds(p, c)
+    issued = multiplied + ck * across.k * (strip + weights + LOOP) + copied + BARRIER
+    places = math.ceil(min(WARP, pixels(c)) * f.lanes / WARP)  # of 128 bytes, in which the threads' accesses lie
+    read = ck * across.k * (strip * places + weights)
+    limits = multiplied * WARP / gpu.fma, issued / SCHEDULERS, read
+    return max(limits) * (1 - OVERLAPPED) + OVERLAPPED * sum(limits)
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:
@@ -260,15 +299,25 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     return cost(p, target, c).seconds
 
 
+def limit(p: Problem, target: Target, c: Config) -> str:
+    assert isinstance(target, GpuTarget)
+    return cost(p, target, c).limit
+
+
 def memory(p: Problem, c: Config) -> int:
-    """Nothing: windows live in shared memory."""
-    return 0
+    """The sums of parts; windows live in shared memory."""
+    return 4 * c["sk"] * math.prod(tiles(p, c)) * pixels(c) * c["rh"] * block_columns(c) if c["sk"] > 1 else 0
+
+
+def im2col_bytes(p: Problem) -> int:
+    return 4 * p.mb * p.g * p.reduction * math.prod(p.o)
 
 
 def ablation(p: Problem, target: Target) -> list[tuple[str, Config]]:
     """The steps of the paper, each with those before it: (what it adds, config)."""
     found = space(p, target)
-    best = dict(next((c for c in found if c["ck"] < p.icg), found[0]))
+    whole = [c for c in found if c["sk"] == 1]
+    best = dict(next((c for c in whole if c["ck"] < p.icg), whole[0]))
     single = {"rh": 1, "tn": 1, "hs": best["hs"] * best["rh"], "tx": math.gcd(best["tx"], 8)}
     while single["hs"] * best["wb"] * best["nb"] * single["tx"] > 1024:
         single["hs"] = -(-single["hs"] // 2)

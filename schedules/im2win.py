@@ -416,5 +416,6 @@ ON_CUDA = Algorithm(
     schedule=_im2win_cuda.schedule,
     error=_tile.recursive_error,
     memory=_im2win_tiles.memory,
+    limit=_im2win_tiles.limit,
     kind="cuda",
 )

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from test_cuda_algorithms import first_of_each_pair, has_nvcc, machine, run_on_shim
 
 from convc.algorithm import Config, algorithms
-from convc.layout import Layout
 from convc.plan.epilogue import EPILOGUES
 from convc.problem import Problem
 from convc.schedules import _im2win_tiles as im2win
@@ -164,10 +163,24 @@ def test_the_first_configs_spill_nothing_and_take_what_the_model_says(layer: str
             assert usage.registers <= 1.25 * im2win.registers(p, config), (dict(config), usage)
 
 
-def test_the_window_is_in_no_memory_but_shared() -> None:
-    p, target = Problem.parse("mb64_ic64ih56_oc64_kh3"), machine("cuda/sm_80")
-    config = ALGORITHM.space(p, target)[0]
-    im2col = 4 * p.mb * p.reduction * math.prod(p.o)
-    assert ALGORITHM.memory(p, config) == 0 < im2col
-    assert im2win.shared_bytes(p, config) <= target.l1
-    assert Layout(config["xb"]).block in (1, target.lanes)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_only_parts_of_few_sums_take_memory(layer: str) -> None:
+    large, small, target = Problem.parse(f"mb64_{layer}"), Problem.parse(f"mb1_{layer}"), machine("cuda/sm_80")
+    assert not any(ALGORITHM.memory(large, config) for config in ALGORITHM.space(large, target))
+    for config in ALGORITHM.space(small, target):
+        im2col = 4 * small.reduction * math.prod(small.o)
+        assert ALGORITHM.memory(small, config) <= (im2col if config["sk"] > 1 else 0)
+
+
+@needs_shim
+@pytest.mark.parametrize("text", ["mb1_ic64ih10_oc32_kh3ph1", "mb2_ic48ih7_oc24oh7_kh3ph1", "mb1_ic64iw20_oc16_kw3"])
+def test_memory_is_what_the_kernel_takes(text: str) -> None:
+    from convc.lower.cuda import source_of
+    from convc.lower.kernel import lower
+
+    p, target = Problem.parse(text), machine("cuda/sm_80")
+    config = next(c for c in ALGORITHM.space(p, target) if c["sk"] > 1)
+    source = source_of(lower(Workload(p).kernel(ALGORITHM.choice(config)), target), "kernel", target)
+    assert source.scratch == -(-ALGORITHM.memory(p, config) // 256) * 256
+    assert len(source.launches) == 2
+    check(p, config, target, "residual")
