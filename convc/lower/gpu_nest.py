@@ -106,5 +106,18 @@ def bound(var: Any, extent: int, tag: str, body: Stmt) -> Stmt:
     return tirx.For(var, number(0), number(extent), tirx.ForKind.THREAD_BINDING, body, thread_binding=axis)
 
 
+def barrier() -> Stmt:
+    """All threads of the block meet, and see what the others have written to shared memory."""
+    return tirx.Evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
+
+
+def when(condition: Any, statement: Stmt) -> Stmt:
+    return statement if condition is True else tirx.IfThenElse(condition, statement, None)
+
+
+def both(a: Any, b: Any) -> Any:
+    return b if a is True else a if b is True else tirx.all(a, b)
+
+
 def nest_for(target: Target) -> Nest:
     return GpuNest(target) if target.kind == "cuda" else Nest(target)

@@ -15,6 +15,7 @@ from convc.lower.access import align
 from convc.lower.core import Core, wide
 from convc.lower.elementwise import cast
 from convc.lower.gpu_nest import GpuNest, Grid
+from convc.lower.gpu_products import is_square, write_squares
 from convc.lower.nest import as_index, block, get, pieces, put, scratch
 from convc.lower.windows import Axis, Run, axes_of, runs
 
@@ -87,6 +88,8 @@ def write_matmul(core: Core) -> Stmt:
 
         return [*stack, count, n], body
 
+    if isinstance(nest, GpuNest) and is_square(node):
+        return write_squares(core, nest)
     if isinstance(nest, GpuNest):
         return nest.together([alone(*s) for s in _strips(m)])
 

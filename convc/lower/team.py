@@ -20,7 +20,7 @@ from tvm.tirx import Expr, Stmt
 from convc.gpu import WARP
 from convc.lower.core import Core
 from convc.lower.fold import ACCUMULATORS, Fold, Folding, Lanes, Space, space
-from convc.lower.gpu_nest import THREADS, GpuNest
+from convc.lower.gpu_nest import THREADS, GpuNest, barrier, both, when
 from convc.lower.nest import as_index, block, get, put, scratch
 
 LARGEST = 512  # threads of a team
@@ -158,7 +158,8 @@ class _TeamFolding(Folding):
         space, at = self.space, self.at
         assert isinstance(at, Member)
         whole, rest = divmod(math.prod(space.folded_extents), space.rows)
-        count = max(a for a in (1, 2, ACCUMULATORS) if a <= max(whole, 1))
+        most = ACCUMULATORS if len(self.rule.dtypes) == 1 else 1  # a state of several parts is long text as it is
+        count = max(a for a in (1, 2, most) if a <= max(min(whole, most), 1))
         part, made = self._state("part", count)
         total, also = self._state("total")
 
@@ -209,19 +210,6 @@ class _TeamFolding(Folding):
 def _from_lane(x: Expr, mask: int) -> Expr:
     """x of the lane whose number differs in the bits of `mask`; small integers travel as int."""
     return tirx.call_extern(str(x.ty), "__shfl_xor_sync", tirx.const(ALL_LANES, "uint32"), x, tirx.const(mask, "int32"))
-
-
-def barrier() -> Stmt:
-    """All threads of the block meet, and see what the others have written to shared memory."""
-    return tirx.Evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
-
-
-def when(condition: Any, statement: Stmt) -> Stmt:
-    return statement if condition is True else tirx.IfThenElse(condition, statement, None)
-
-
-def both(a: Any, b: Any) -> Any:
-    return b if a is True else a if b is True else tirx.all(a, b)
 
 
 def folds(core: Core, folded: Sequence[int]) -> Space:
