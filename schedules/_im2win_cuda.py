@@ -22,7 +22,7 @@ from typing import Any
 
 from convc.algorithm import Config
 from convc.problem import Problem
-from convc.schedules._im2win_tiles import axes, block_columns, form, pixels, quads, scope, tiles, vector
+from convc.schedules._im2win_form import axes, block_columns, form, pixels, quads, scope, tiles, vector
 from convc.target import Target
 
 UNROLLED = 640  # multiply-adds of all taps of a channel in one body: fewer addresses

@@ -17,7 +17,8 @@ from test_cuda_algorithms import first_of_each_pair, has_nvcc, machine, run_on_s
 from convc.algorithm import Config, algorithms
 from convc.plan.epilogue import EPILOGUES
 from convc.problem import Problem
-from convc.schedules import _im2win_tiles as im2win
+from convc.schedules import _im2win_form as form
+from convc.schedules import _im2win_tiles as tiles
 from convc.target import GpuTarget
 from convc.tune.workload import Workload
 
@@ -91,7 +92,7 @@ def test_the_layers_of_the_papers(number: int) -> None:
 @pytest.mark.parametrize("text", ["mb2_ic16ih9_oc32oh9_kh3ph1", "mb1_ic32ih17_oc24_kh3sh2", "mb2_ic32iw70_oc16_kw5dw1"])
 def test_every_step_of_the_ablation(text: str) -> None:
     p, target = Problem.parse(text), machine("cuda/sm_80")
-    steps = im2win.ablation(p, target)
+    steps = tiles.ablation(p, target)
     assert len({label for label, _ in steps}) == len(steps) == 7
     for _, config in steps:
         check(p, config, target, "residual")
@@ -123,10 +124,10 @@ def test_conflicts_are_counted() -> None:
 def warps(p: Problem, c: Config) -> Iterator[list[tuple[int, int]]]:
     """By warp, of each of its threads: the element of the window where its strip of the first taps begins, and that of
     the weights."""
-    f, (along, _), (_, _, lanes) = im2win.form(p, c), im2win.axes(p), im2win.quads(c)
+    f, (along, _), (_, _, lanes) = form.form(p, c), form.axes(p), form.quads(c)
     threads = []
     for tx in range(c["tx"]):
-        for thread in range(im2win.pixels(c)):
+        for thread in range(form.pixels(c)):
             image, rest = divmod(thread, c["hs"] * c["wb"])
             hs, column = divmod(rest, c["wb"])
             place = (image * f.image + column) * f.pitch + hs * c["rh"] * along.s
@@ -142,8 +143,8 @@ def test_the_inner_loop_reads_without_conflicts(layer: str, target: str) -> None
     p = Problem.parse(f"mb64_{layer}")
     for config in ALGORITHM.space(p, machine(target))[:FIRST]:
         for warp in warps(p, config):
-            assert conflicts((place for place, _ in warp), im2win.form(p, config).lanes) <= 2, dict(config)
-            assert conflicts((weights for _, weights in warp), im2win.quads(config)[2]) == 1, dict(config)
+            assert conflicts((place for place, _ in warp), form.form(p, config).lanes) <= 2, dict(config)
+            assert conflicts((weights for _, weights in warp), form.quads(config)[2]) == 1, dict(config)
 
 
 @pytest.mark.slow
@@ -160,7 +161,7 @@ def test_the_first_configs_spill_nothing_and_take_what_the_model_says(layer: str
         (usages,) = compiled(lower(kernel, gpu), "kernel", gpu).usage.values()
         for usage in usages:
             assert not usage.spills and not usage.stack, (dict(config), usage)
-            assert usage.registers <= 1.25 * im2win.registers(p, config), (dict(config), usage)
+            assert usage.registers <= 1.25 * tiles.registers(p, config), (dict(config), usage)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
