@@ -21,7 +21,7 @@ from convc.algorithm import Algorithm, Config
 from convc.numerics.bilinear import Bilinear, denominator, mantissa
 from convc.numerics.objective import largest_spread
 from convc.problem import Problem
-from convc.schedules import _gemm, _tile, _transform, _winograd_cuda
+from convc.schedules import _gemm, _tile, _transform, _winograd_cuda, _winograd_fused, _winograd_three
 from convc.schedules._tiling import Axis, axes, form_of
 from convc.target import GpuTarget, Target
 
@@ -528,8 +528,8 @@ def refuses_on_cuda(p: Problem, target: Target) -> str | None:
         return f"{p.rank} axes"
     if all(len(_tiles(p, a)) == 1 for a in range(p.rank)):
         return _why_one(p)
-    if any(s > 1 and d > 1 for s, d in zip(p.s, p.d, strict=True)):
-        return "an axis has a stride and a dilation"
+    if max(p.d) > 1:
+        return "an axis is dilated"
     for name, channels in (("input", p.icg), ("output", p.ocg)):
         if channels < FEWEST:
             return f"{channels} {name} channels a group fill less than a step of {FEWEST}"
@@ -544,14 +544,28 @@ def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
     assert isinstance(target, GpuTarget)
 
     def modelled(c: Config) -> float:
-        return _winograd_cuda.seconds(p, target, c)
+        return seconds_on_cuda(p, target, c)
 
-    best = [c for m in _shapes(p) for c in sorted(_winograd_cuda.configs(p, target, m), key=modelled)[:KEPT]]
-    found = [
-        {**c, "xb": xb, "yb": yb, "ahead": ahead}
-        for xb, yb in _gemm.layouts(p, target) for c in best for ahead in _winograd_cuda.aheads(p, target, c)
-    ]  # fmt: skip
+    forms = (_winograd_three.configs, _winograd_fused.configs)
+    best = [c for m in _shapes(p) for form in forms for c in sorted(form(p, target, m), key=modelled)[:KEPT]]
+    found = [{**c, "xb": xb, "yb": yb} for xb, yb in _gemm.layouts(p, target) for c in best]
     return sorted(found, key=modelled)
+
+
+def seconds_on_cuda(p: Problem, target: Target, c: Config) -> float:
+    return (_winograd_fused.seconds if c["fused"] else _winograd_three.seconds)(p, target, c)
+
+
+def limit_on_cuda(p: Problem, target: Target, c: Config) -> str:
+    return _winograd_fused.cost(p, target, c).limit if c["fused"] else _winograd_three.limit(p, target, c)
+
+
+def schedule_on_cuda(sch: Any, p: Problem, target: Target, c: Config) -> None:
+    (_winograd_fused.schedule if c["fused"] else _winograd_three.schedule)(sch, p, target, c)
+
+
+def memory_on_cuda(p: Problem, c: Config) -> int:
+    return 0 if c["fused"] else _winograd_three.memory(p, c)
 
 
 ON_CUDA = Algorithm(
@@ -559,15 +573,15 @@ ON_CUDA = Algorithm(
     source="arXiv:1509.09308",
     refuses=refuses_on_cuda,
     space=space_on_cuda,
-    seconds=_winograd_cuda.seconds,
+    seconds=seconds_on_cuda,
     pack=_winograd_cuda.pack,
     define=_winograd_cuda.define,
-    schedule=_winograd_cuda.schedule,
+    schedule=schedule_on_cuda,
     error=error,
-    memory=_winograd_cuda.memory,
+    memory=memory_on_cuda,
     arrange=_winograd_cuda.arrange,
     grain=grain,
-    limit=_winograd_cuda.limit,
+    limit=limit_on_cuda,
     mixes=True,
     kind="cuda",
 )

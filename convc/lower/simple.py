@@ -44,3 +44,20 @@ def simplify_indices(sch: Schedule, sblock: Any, *, same: str = "") -> None:
     rest = old.name_hint, body, old.init, old.alloc_buffers, old.match_buffers, old.annotations
     new = s_tir.SBlock(old.iter_vars, reads, writes, *rest)
     sch.state.replace(place, new, {old: new})
+
+
+def clamp_places(sch: Schedule, outer: Any, loop: Any, count: int) -> None:
+    """What lies in `outer` is at the place of iteration `count` - 1 in later iterations of `loop`, where nothing is
+    stored. What a tile reads cannot be told from a condition on the loop; from its places it can."""
+    var = sch.get(loop).loop_var
+    last = tirx.min(var, count - 1)
+
+    def clamped(realize: Any) -> Any:
+        values = [
+            tvm_ffi.structural_map(v, (tirx.Var, lambda each: last if each.same_as(var) else each))
+            for v in realize.iter_values
+        ]
+        return s_tir.SBlockRealize(values, realize.predicate, realize.block)
+
+    place = sch.get_sref(outer)
+    sch.state.replace(place, tvm_ffi.structural_map(place.stmt, (s_tir.SBlockRealize, clamped)), {})

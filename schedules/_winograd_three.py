@@ -1,0 +1,199 @@
+"""Winograd on GPUs in three kernels: tiles of x transformed, one product of matrices for each place of the transform,
+and the inverse transform with the epilogue. What lies between them is in memory, or in L2 where it is small.
+
+Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016, arXiv:1509.09308), section 4.
+
+With `ahead` the copies of the next step are on their way to shared memory while one is multiplied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from convc.algorithm import Config
+from convc.gpu import MOST_REGISTERS, STATIC_SHARED, Gpu
+from convc.problem import Problem
+from convc.schedules import _gemm, _gpu
+from convc.schedules import _winograd_cuda as common
+from convc.schedules._tiling import axes
+from convc.target import GpuTarget, Target
+
+THREADS = (
+    (8, 8), (16, 8), (8, 16), (16, 16), (32, 8), (8, 32), (16, 4), (32, 4), (4, 8), (4, 16), (4, 32), (2, 32)
+)  # fmt: skip
+DEPTHS = (16, 8)
+ASYNC = (8, 0)  # the capability from which copies to shared memory wait for nobody
+HELD = 160  # registers that a thread's window may take
+STAGED = 24  # registers that copies may pass through, where they do
+MOST_MEMORY = 1 << 30  # bytes of v and acc
+
+
+def configs(p: Problem, target: GpuTarget, m: Sequence[int]) -> Iterator[Config]:
+    """Those of tiles of m outputs that compile without spills and fit the machine, between row-major tensors."""
+    for ty, tx in THREADS:
+        for tm, tn in common.TILES:
+            for bk in DEPTHS:
+                c = {**common.tiles(p, m), "fused": 0, "ty": ty, "tx": tx, "tm": tm, "tn": tn, "bk": bk}
+                c["ahead"] = int(target.capability >= ASYNC and common.steps(p, c) > 1)
+                if _fits(p, c):
+                    yield c
+
+
+def _fits(p: Problem, c: Config) -> bool:
+    threads = c["ty"] * c["tx"]
+    if any(c["bk"] * n % threads or c["bk"] * n % common.TRANSFORMERS for n in (common.tall(c), common.wide(c))):
+        return False
+    if p.g > 1 and p.ocg % common.wide(c):
+        return False
+    held, staged = max(side.held for side in common.work(p, c).sides), _shared_bytes(c) / (4 * threads)
+    if held > HELD or (staged > STAGED and not c["ahead"]):
+        return False
+    return _shared_bytes(c) <= STATIC_SHARED and memory(p, c) <= MOST_MEMORY
+
+
+def registers(c: Config) -> int:
+    """An estimate of those of a thread that multiplies: accumulators, the operands of two products, addresses."""
+    return c["tm"] * c["tn"] + 2 * (c["tm"] + c["tn"]) + 26
+
+
+def _shared_bytes(c: Config) -> int:
+    return 4 * (c["ahead"] + 1) * c["bk"] * (common.tall(c) + common.wide(c))
+
+
+def memory(p: Problem, c: Config) -> int:
+    """v and acc."""
+    return _between(p, c, common.depth(p, c)) + _between(p, c, common.columns(p, c))
+
+
+def _between(p: Problem, c: Config, channels: int) -> int:
+    """Bytes of the transform of all tiles."""
+    work = common.work(p, c)
+    return 4 * work.places * _gpu.rounded(work.tiles, common.tall(c)) * channels
+
+
+def seconds(p: Problem, target: Target, c: Config) -> float:
+    return sum(cost.seconds for cost in costs(p, target, c))
+
+
+def limit(p: Problem, target: Target, c: Config) -> str:
+    """That of the kernel which takes longest."""
+    return max(costs(p, target, c), key=lambda cost: cost.seconds).limit
+
+
+def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, _gpu.Cost, _gpu.Cost]:
+    """Of the three kernels. What lies between two of them comes from L2 if half of it holds that."""
+    assert isinstance(target, GpuTarget)
+    work, gpu = common.work(p, c), target.gpu
+    v, acc = _between(p, c, common.depth(p, c)), _between(p, c, common.columns(p, c))
+    far_v, far_acc = (size if size > gpu.l2 / 2 else 0 for size in (v, acc))
+    x, y = 4 * p.mb * p.ic * math.prod(p.i), 4 * p.mb * p.oc * math.prod(p.o)
+    forward, inverse = (_transformer(side, gpu) for side in work.sides)
+    rows = _gpu.rounded(work.tiles, common.tall(c))
+    return (
+        _gpu.cost(forward, rows * common.depth(p, c) // common.TRANSFORMERS, x + far_v, gpu),
+        _products(p, gpu, c, far_v + far_acc),
+        _gpu.cost(inverse, -(-work.tiles * p.oc // common.TRANSFORMERS), y + far_acc, gpu),
+    )
+
+
+def _transformer(side: common.Side, gpu: Gpu) -> _gpu.Block:
+    """A block of threads that transform; a window's loads are all on their way at once."""
+    return _gpu.Block(
+        common.TRANSFORMERS, min(MOST_REGISTERS, side.held + 30), 0, common.TRANSFORMERS * side.instructions / gpu.fma,
+        _gpu.LATENCY, 4.0 * common.TRANSFORMERS * (side.loads + side.stores),
+    )  # fmt: skip
+
+
+def _products(p: Problem, gpu: Gpu, c: Config, far: float) -> _gpu.Cost:
+    threads, depth = c["ty"] * c["tx"], common.steps(p, c) * c["bk"]
+    warps = threads / 32
+    fma = threads * c["tm"] * c["tn"] / gpu.fma
+    loads = warps * 2 * (c["tm"] + c["tn"]) / common.VECTOR
+    step = c["bk"] * (fma + loads / 2)
+    waits = max(0.0, _gpu.LATENCY - c["ahead"] * step) * common.steps(p, c)
+    block = _gpu.Block(
+        threads, registers(c), _shared_bytes(c), common.steps(p, c) * step + c["tm"] * c["tn"] * warps,
+        waits + _gpu.LATENCY, 4.0 * (depth * (common.tall(c) + common.wide(c)) + common.tall(c) * common.wide(c)),
+    )  # fmt: skip
+    work = common.work(p, c)
+    count = work.places * -(-work.tiles // common.tall(c)) * common.columns(p, c) // common.wide(c)
+    return _gpu.cost(block, count, 4.0 * work.places * common.columns(p, c) * depth + far, gpu)
+
+
+def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
+    """Transform: threads | columns, rows. Products: place, blocks | threads | steps | k | registers. Inverse: threads |
+    columns, rows, epilogue."""
+    _place_transform(sch, p)
+    _place_products(sch, p, c)
+    _place_results(sch, p, c)
+
+
+def _place_transform(sch: Any, p: Problem) -> None:
+    """Lanes of a block of channels, then tiles, on neighbouring threads."""
+    v = sch.get_sblock("v")
+    loops = sch.get_loops(v)
+    places, (group, bi, step, k, *tiles) = loops[: p.rank], loops[p.rank :]
+    ko, lane = sch.split(k, [None, common.VECTOR])
+    outer = [group, bi, step, ko, *tiles, lane]
+    sch.reorder(*outer, *places)
+    common.place_forward(sch, p, common.bind(sch, outer))
+    common.unroll(sch, places)
+
+
+def _place_products(sch: Any, p: Problem, c: Config) -> None:
+    acc = sch.get_sblock("acc")
+    loops = sch.get_loops(acc)
+    places, (bj, jo, tx, bi, io, ty, ii, ji, step, k) = loops[: p.rank], loops[p.rank :]
+    sch.reorder(*places, bi, bj, ty, tx, step, k, io, ii, jo, ji)
+    place = sch.fuse(*places) if p.rank > 1 else places[0]
+    for axis, loop in zip(_gemm.AXES, (place, bi, bj, ty, tx), strict=True):
+        sch.bind(loop, axis)
+    kept = sch.cache_write(acc, 0, "local")
+    sch.reverse_compute_at(kept, tx)
+    sch.vectorize(sch.get_loops(kept)[-1])
+    for index in (0, 1):
+        shared = sch.cache_read(acc, index, "shared")
+        sch.compute_at(shared, step, preserve_unit_loops=True)
+        _copy(sch, sch.fuse(*sch.get_loops(shared)[-4:]), c)
+    for index in (0, 1):
+        held = sch.cache_read(acc, index, "local")
+        sch.compute_at(held, k)
+        sch.vectorize(sch.get_loops(held)[-1])
+    common.unroll(sch, (k, io, ii, jo, ji))
+    sch.decompose_reduction(acc, step)
+    if c["ahead"]:
+        sch.annotate(step, "software_pipeline_stage", [0, 0, c["ahead"]])
+        sch.annotate(step, "software_pipeline_order", [0, 1, 2])
+        sch.annotate(step, "software_pipeline_async_stages", [0])
+
+
+def _copy(sch: Any, flat: Any, c: Config) -> None:
+    """By all threads of the block, in the widest accesses that divide it among them."""
+    threads, size = c["ty"] * c["tx"], int(sch.get(flat).extent)
+    lanes = next(n for n in (4, 2, 1) if size % (threads * n) == 0)
+    _, ty, tx, lane = sch.split(flat, [None, c["ty"], c["tx"], lanes])
+    sch.bind(ty, "threadIdx.y")
+    sch.bind(tx, "threadIdx.x")
+    if lanes > 1:
+        sch.vectorize(lane)
+
+
+def _place_results(sch: Any, p: Problem, c: Config) -> None:
+    """Threads as the products lie: the lanes of a block of channels, then tiles."""
+    from convc.lower.guard import GUARD
+
+    z, parts = sch.get_sblock("z"), axes(p, c)
+    for name in ("t", "y"):
+        if name in common.sblocks(sch):
+            sch.compute_inline(sch.get_sblock(name))
+    n, ob, *rest = sch.get_loops(z)
+    o, lane = rest[: p.rank], rest[p.rank :]
+    at, inner = common.cut(sch, o, parts)
+    outer = [ob, n, *at, *lane]
+    sch.reorder(*outer, *inner)
+    thread = common.bind(sch, outer)
+    sch.annotate(z, GUARD, [1] * (2 + p.rank + len(lane)))
+    common.unroll(sch, inner)
+    common.place_inverse(sch, p, thread)
