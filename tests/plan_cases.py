@@ -83,7 +83,7 @@ def library(*algorithms: Algorithm, packed: Mapping[str, int] | None = None) -> 
         return math.prod(shape) * (packed or {}).get(name, 1)
 
     with (
-        patch("convc.plan.offers.algorithms", lambda: table),
+        patch("convc.plan.offers.algorithms", lambda kind: table),
         patch("convc.plan.arena._algorithm_elements", elements),
     ):
         yield

@@ -22,7 +22,7 @@ from convc.lower.build import raw_function
 from convc.lower.flatten import flatten
 from convc.lower.guard import guarded
 from convc.lower.mma import prelude
-from convc.lower.names import each, reveal
+from convc.lower.names import each, reveal, vectorize
 from convc.lower.vector_math import nearest
 from convc.lower.waits import merged, settled
 from convc.target import GpuTarget
@@ -91,7 +91,7 @@ def _passes() -> Any:
             tirx.transform.BF16ComputeLegalize(),
             tirx.transform.NarrowDataType(32),
             s_tir.transform.LoopPartition(),
-            tirx.transform.VectorizeLoop(True),
+            vectorize(),
             s_tir.transform.InjectVirtualThread(),
             s_tir.transform.InjectDoubleBuffer(),
             each(_localized),
