@@ -195,9 +195,10 @@ def im2col_bytes(p: Problem) -> int:
 
 
 def ablation(p: Problem, target: Target) -> list[tuple[str, Config]]:
-    """The steps of the paper, each with those before it: (what it adds, config)."""
+    """The steps of the paper, each with those before it: (what it adds, config). Row-major, as there: a thread of one
+    output has no block of channels."""
     found = space(p, target)
-    whole = [c for c in found if c["sk"] == 1]
+    whole = [c for c in found if c["sk"] == c["xb"] == c["yb"] == 1]
     best = dict(next((c for c in whole if c["ck"] < p.icg), whole[0]))
     single = {"rh": 1, "tn": 1, "hs": best["hs"] * best["rh"], "tx": math.gcd(best["tx"], 8)}
     while single["hs"] * best["wb"] * best["nb"] * single["tx"] > 1024:

@@ -94,6 +94,7 @@ def test_every_step_of_the_ablation(text: str) -> None:
     p, target = Problem.parse(text), machine("cuda/sm_80")
     steps = tiles.ablation(p, target)
     assert len({label for label, _ in steps}) == len(steps) == 7
+    assert all(config["tn"] % config["yb"] == 0 for _, config in steps)
     for _, config in steps:
         check(p, config, target, "residual")
 
