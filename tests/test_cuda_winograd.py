@@ -1,5 +1,5 @@
-"""Is Winograd on GPUs right, in three kernels and in one: every tile, border, tail, stride, group and epilogue? Does its
-bound say something, its memory hold what it says, do its kernels fit the registers?"""
+"""Is Winograd on GPUs right, in three kernels and in one: every tile, border, tail, stride, group and epilogue? Does
+its bound say something, its memory hold what it says, do its kernels fit the registers?"""
 
 from __future__ import annotations
 
