@@ -97,8 +97,10 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """blocks | steps: transform, copy, products | vectors of channels: products to all threads, inverse, epilogue."""
+    from tvm import tirx
+
     from convc.lower.guard import GUARD
-    from convc.lower.simple import clamp_places
+    from convc.lower.simple import set_place
 
     z, parts = sch.get_sblock("z"), axes(p, c)
     for name in ("t", "y"):
@@ -114,12 +116,12 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     sch.reorder(bi, bj, jo, own, *vector, *lane)
     sch.bind(bi, "blockIdx.x")
     sch.bind(bj, "blockIdx.y")
-    thread, row, rows = _share_evenly(sch, sch.fuse(own, *vector, *lane), p, c)
-    sch.annotate(z, GUARD, [1] * (2 + p.rank + len(lane)))
+    thread, item = _share_evenly(sch, sch.fuse(own, *vector, *lane), p, c)
     common.unroll(sch, inner)
     common.place_inverse(sch, p, thread)
-    if rows < common.work(p, c).places:
-        clamp_places(sch, thread, row, rows)
+    within = tirx.min(item // (c["tx"] * common.VECTOR), common.tall(c) - 1)
+    set_place(sch, thread, z, "full_local", 1 + len(lane), sch.get(bi).loop_var * common.tall(c) + within)
+    sch.annotate(z, GUARD, [1] * (3 + p.rank + len(lane)))
     sch.unroll(jo)
     _place_products(sch, p, c, bj, jo)
 
@@ -132,16 +134,17 @@ def _share(sch: Any, flat: Any, p: Problem, c: Config) -> Any:
     return tx
 
 
-def _share_evenly(sch: Any, flat: Any, p: Problem, c: Config) -> tuple[Any, Any, int]:
-    """The same by as many of the rows of threads as divide the items; the loops of threads, the latter first, and how
-    many rows work."""
-    places, each = common.work(p, c).places, common.VECTOR * c["tm"]
+def _share_evenly(sch: Any, flat: Any, p: Problem, c: Config) -> tuple[Any, Any]:
+    """The same by as many of the rows of threads as divide the items; the innermost loop, and the item that it is at,
+    beyond the last for idle threads."""
+    places, each, width = common.work(p, c).places, common.VECTOR * c["tm"], c["ty"] * c["tx"]
     at_once = max(n for n in (1, 2, 4, 8, 16, 32) if n <= min(places, each))
-    _, row, tx = sch.split(flat, [None, at_once, c["ty"] * c["tx"]])
+    times, row, tx = sch.split(flat, [None, at_once, width])
     _, ty = sch.split(row, [None, places])
     sch.bind(ty, "threadIdx.y")
     sch.bind(tx, "threadIdx.x")
-    return tx, ty, at_once
+    first, second, third = (sch.get(loop).loop_var for loop in (times, ty, tx))
+    return tx, (first * at_once + second) * width + third
 
 
 def _place_products(sch: Any, p: Problem, c: Config, block: Any, chunk: Any) -> None:

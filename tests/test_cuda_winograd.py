@@ -3,6 +3,9 @@ its bound say something, its memory hold what it says, do its kernels fit the re
 
 from __future__ import annotations
 
+import math
+import re
+
 import numpy as np
 import pytest
 from cuda_shim import needs_shim
@@ -117,6 +120,24 @@ def test_its_memory_is_what_its_kernels_share(text: str) -> None:
         assert 0 <= source.scratch - WINOGRAD.memory(p, config) < 2 * ALIGNMENT
 
 
+@pytest.mark.parametrize("text", [
+    "mb1_ic64ih40_oc64_kh7ph3", "mb3_ic8ih19iw37_oc33_kh3ph1", "mb1_ic20ih63iw21_oc64_kh5ph1_sh2",
+    "mb2_ic8iw77_oc8_kw3",
+])  # fmt: skip
+def test_a_thread_of_the_one_kernel_holds_its_own_tiles_only(text: str) -> None:
+    """Tiles of a block run on from row to row and image to image: what it computes must be known to be no more."""
+    from convc.lower.cuda import source_of
+    from convc.lower.kernel import lower
+
+    p, target = Problem.parse(text), machine("cuda/sm_80")
+    configs = configs_of(p, "cuda/sm_80", 1)
+    for config in configs[:: max(1, len(configs) // 5)]:
+        source = source_of(lower(Workload(p).kernel(WINOGRAD.choice(config)), target), "kernel", target).text
+        held = {name: int(size) for name, size in re.findall(r"(\w+)_local_ptr\[(\d+)\];", source)}
+        assert held["acc"] == config["tm"] * config["tn"]
+        assert held["full"] == math.prod(config[f"m{a}"] for a in range(p.rank))
+
+
 @pytest.mark.parametrize("target", ["cuda/sm_80", "cuda/sm_90"])
 def test_chosen_where_it_pays(target: str) -> None:
     """By the models: for a batch of images, and not for one of 7 x 7 pixels, whose weights outweigh all else."""
@@ -139,6 +160,7 @@ SAMPLE = [
     "mb1_ic64ih56_oc64_kh3ph1", "mb32_ic128ih28_oc128_kh3ph1", "mb1_ic512ih7_oc512_kh3ph1", "mb4_ic96ih27_oc256_kh5ph2",
     "mb1_ic192ih17_oc192_kh1kw7ph0pw3", "mb2_ic64ih56_oc64_kh3ph1_sh2", "mb1_ic20ih33_oc36_kh3ph1",
     "mb1_ic64iw500_oc64_kw5pw2", "g4mb1_ic256ih28_oc256_kh3ph1",
+    "mb1_ic64ih40_oc64_kh7ph3",
 ]  # fmt: skip
 
 

@@ -46,18 +46,33 @@ def simplify_indices(sch: Schedule, sblock: Any, *, same: str = "") -> None:
     sch.state.replace(place, new, {old: new})
 
 
-def clamp_places(sch: Schedule, outer: Any, loop: Any, count: int) -> None:
-    """What lies in `outer` is at the place of iteration `count` - 1 in later iterations of `loop`, where nothing is
-    stored. What a tile reads cannot be told from a condition on the loop; from its places it can."""
-    var = sch.get(loop).loop_var
-    last = tirx.min(var, count - 1)
+def set_place(sch: Schedule, outer: Any, reader: Any, buffer: str, axis: int, place: Any) -> None:
+    """What lies in the loop `outer` works at `place` along `axis` of `buffer`: the sblock `reader`, which reads it, by
+    one axis more, the others by their axis of that number. The place follows from the reader's other axes as well, but
+    by divisions that the simplifier does not always see through."""
+    old, loop = sch.get(reader), sch.get_sref(outer)
+    extent = next(r.source.ty.shape[axis] for r in old.reads if r.source.name == buffer)
+    own = tirx.IterVar(tvm.ir.Range(0, extent), tirx.Var("place", "int32"), tirx.IterVar.DataPar)
 
-    def clamped(realize: Any) -> Any:
-        values = [
-            tvm_ffi.structural_map(v, (tirx.Var, lambda each: last if each.same_as(var) else each))
-            for v in realize.iter_values
-        ]
-        return s_tir.SBlockRealize(values, realize.predicate, realize.block)
+    def load(node: Any) -> Any:
+        return tirx.BufferLoad(node.source, _with(node.indices, axis, own.var)) if node.source.name == buffer else node
 
-    place = sch.get_sref(outer)
-    sch.state.replace(place, tvm_ffi.structural_map(place.stmt, (s_tir.SBlockRealize, clamped)), {})
+    def region(found: Any) -> Any:
+        if found.source.name != buffer:
+            return found
+        return tirx.BufferRegion(found.source, _with(found.region, axis, tvm.ir.Range.from_min_extent(own.var, 1)))
+
+    body = tvm_ffi.structural_map(old.body, (TensorLoad, load))
+    rest = old.name_hint, body, old.init, old.alloc_buffers, old.match_buffers, old.annotations
+    new = s_tir.SBlock([*old.iter_vars, own], [region(r) for r in old.reads], old.writes, *rest)
+
+    def placed(realize: Any) -> Any:
+        if realize.block.same_as(old):
+            return s_tir.SBlockRealize([*realize.iter_values, place], realize.predicate, new)
+        return s_tir.SBlockRealize(_with(realize.iter_values, axis, place), realize.predicate, realize.block)
+
+    sch.state.replace(loop, tvm_ffi.structural_map(loop.stmt, (s_tir.SBlockRealize, placed)), {old: new})
+
+
+def _with(values: Any, axis: int, value: Any) -> list[Any]:
+    return [value if i == axis else v for i, v in enumerate(values)]
