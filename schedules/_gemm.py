@@ -23,6 +23,7 @@ THREADS = ((8, 8), (16, 8), (8, 16), (16, 16), (32, 8), (16, 4), (32, 4), (16, 1
 TILES = ((8, 8), (8, 4), (4, 8), (4, 4))
 DEPTHS = (16, 8)
 GATHER = 14.0  # instructions that bring 16 bytes or less of x: address, test for padding, load, stores
+FLAT_GATHER = 40.0  # where tap and channel of each product have to be found out by division
 BARRIER = 20.0  # and those of a step's barriers and of its loop
 SCHEDULERS = 4  # of a multiprocessor
 AXES = ("blockIdx.z", "blockIdx.x", "blockIdx.y", "threadIdx.y", "threadIdx.x")
@@ -137,13 +138,13 @@ def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
 
 def step_cycles(p: Problem, target: GpuTarget, c: Config) -> float:
     """Of a thread block alone on its multiprocessor: multiply-adds, or all instructions at one a cycle and scheduler,
-    or reads of shared memory, whichever is slowest."""
+    or reads of shared memory, 8 lanes a cycle whatever they have in common, whichever is slowest."""
     threads, tile = c["ty"] * c["tx"], c["tm"] * c["tn"]
     reads = (c["tm"] + c["tn"]) / VECTOR
     gathers = c["bk"] * block_rows(c) / (threads * vector(p, c))
-    copies = GATHER * gathers + 3 * c["bk"] * block_columns(c) / (threads * weight_vector(c))
+    copies = (GATHER if p.icg % c["bk"] == 0 else FLAT_GATHER) * gathers + 3 * c["bk"] * block_columns(c) / (threads * weight_vector(c))
     issued = c["bk"] * (tile + reads) + copies + BARRIER
-    return threads / WARP * max(c["bk"] * tile * WARP / target.gpu.fma, issued / SCHEDULERS, 1.5 * c["bk"] * reads)
+    return threads / WARP * max(c["bk"] * tile * WARP / target.gpu.fma, issued / SCHEDULERS, 4 * c["bk"] * reads)
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:
