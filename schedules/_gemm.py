@@ -142,7 +142,8 @@ def step_cycles(p: Problem, target: GpuTarget, c: Config) -> float:
     threads, tile = c["ty"] * c["tx"], c["tm"] * c["tn"]
     reads = (c["tm"] + c["tn"]) / VECTOR
     gathers = c["bk"] * block_rows(c) / (threads * vector(p, c))
-    copies = (GATHER if p.icg % c["bk"] == 0 else FLAT_GATHER) * gathers + 3 * c["bk"] * block_columns(c) / (threads * weight_vector(c))
+    copies = 3 * c["bk"] * block_columns(c) / (threads * weight_vector(c))
+    copies += (GATHER if p.icg % c["bk"] == 0 else FLAT_GATHER) * gathers
     issued = c["bk"] * (tile + reads) + copies + BARRIER
     return threads / WARP * max(c["bk"] * tile * WARP / target.gpu.fma, issued / SCHEDULERS, 4 * c["bk"] * reads)
 
