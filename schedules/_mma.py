@@ -211,7 +211,8 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         kept = sch.cache_write(acc, 0, "local")
         sch.reverse_compute_at(kept, t)
         sch.vectorize(sch.get_loops(kept)[-1])
-    sch.reorder(step, k, i, j, r, q, e)
+    half, e = sch.split(e, [2, None])  # an instruction takes one, and no two in a row add to the same sums
+    sch.reorder(step, k, half, i, j, r, q, e)
     sch.decompose_reduction(acc, step)
     multiply(sch, r, p.dtype)
     for operand, axes in (("a", 5), ("b", 4)):
@@ -222,7 +223,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         for loop in pieces:
             sch.unroll(loop)
         sch.vectorize(lanes)
-    for loop in (k, i, j):
+    for loop in (k, half, i, j):
         sch.unroll(loop)
     _stage(sch, step, p, c)
 

@@ -2,9 +2,9 @@
 device functions that this calls.
 
 A lane of a warp, 4 g + t, holds 16 bytes of row g and of row g + 8 of A (16 rows), as much of column g of B (8), and of
-the sum the rows g and g + 8 at the columns 2 t and 2 t + 1. These are the fragments of two mma instructions, the first
-of which takes the first half of the 16 bytes: the order in which products are summed is free as long as A and B have
-the same, so that each lane's part is what lies together in memory. Source: PTX ISA, "Matrix Fragments for mma".
+the sum the rows g and g + 8 at the columns 2 t and 2 t + 1. These are the fragments of two mma instructions, each of
+which takes 8 of the 16 bytes: the order in which products are summed is free as long as A and B have the same, so that
+each lane's part is what lies together in memory. Source: PTX ISA, "Matrix Fragments for mma".
 """
 
 from __future__ import annotations
@@ -19,8 +19,23 @@ from tvm.ir import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.sym import Analyzer
 
-# By the type of the operands: PTX's name of it, the depth of an instruction, and what rounds a register of them.
-INSTRUCTIONS = {"float16": ("f16", 16, ""), "bfloat16": ("bf16", 16, ""), "float32": ("tf32", 8, "convc_tf32")}
+# By the type of the operands: PTX's name of it, the depth of an instruction, what a register of A goes through and what
+# one of B.
+INSTRUCTIONS = {
+    "float16": ("f16", 16, "convc_apart", ""), "bfloat16": ("bf16", 16, "convc_apart", ""),
+    "float32": ("tf32", 8, "convc_tf32", "convc_tf32"),
+}  # fmt: skip
+
+# x, as a value of its own: A's four registers must follow one another, and so must the four that a load of 16 bytes
+# fills, of which A takes every other. Where they are the same values ptxas copies them for each instruction, three
+# copies on every mma. No GPU has 0 multiprocessors, which ptxas does not know.
+_APART = """
+static __device__ __forceinline__ unsigned convc_apart(unsigned x) {
+  unsigned count;
+  asm("mov.u32 %0, %%nsmid;" : "=r"(count));
+  return x ^ (count == 0 ? 1u : 0u);
+}
+"""
 
 _ROUND = """
 static __device__ __forceinline__ unsigned convc_tf32(unsigned x) {
@@ -31,11 +46,9 @@ static __device__ __forceinline__ unsigned convc_tf32(unsigned x) {
 """
 _FUNCTION = """
 static __device__ __forceinline__ void NAME(float* c, const void* a_low, const void* a_high, const void* b_both) {
-  const uint4 l = *(const uint4*)a_low, h = *(const uint4*)a_high, b = *(const uint4*)b_both;
+  const uint2 l = *(const uint2*)a_low, h = *(const uint2*)a_high, b = *(const uint2*)b_both;
   MMA("+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(ROUND(l.x)), "r"(ROUND(h.x)), "r"(ROUND(l.y)), "r"(ROUND(h.y)), "r"(ROUND(b.x)), "r"(ROUND(b.y)));
-  MMA("+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(ROUND(l.z)), "r"(ROUND(h.z)), "r"(ROUND(l.w)), "r"(ROUND(h.w)), "r"(ROUND(b.z)), "r"(ROUND(b.w)));
+      : "r"(LEFT(l.x)), "r"(LEFT(h.x)), "r"(LEFT(l.y)), "r"(LEFT(h.y)), "r"(RIGHT(b.x)), "r"(RIGHT(b.y)));
 }
 """
 
@@ -46,15 +59,16 @@ def name_of(dtype: str) -> str:
 
 def prelude(text: str) -> str:
     """The device functions that a CUDA text calls."""
-    return "".join(_functions(dtype) for dtype in INSTRUCTIONS if name_of(dtype) in text)
+    found = [part for dtype in INSTRUCTIONS if name_of(dtype) in text for part in _functions(dtype)]
+    return "".join(dict.fromkeys(found))
 
 
-def _functions(dtype: str) -> str:
-    kind, depth, rounding = INSTRUCTIONS[dtype]
+def _functions(dtype: str) -> tuple[str, str]:
+    kind, depth, left, right = INSTRUCTIONS[dtype]
     instruction = f"mma.sync.aligned.m16n8k{depth}.row.col.f32.{kind}.{kind}.f32"
     asm = f'asm volatile("{instruction} {{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};" : '
-    body = _FUNCTION.replace("MMA(", asm).replace("NAME", name_of(dtype)).replace("ROUND", rounding)
-    return (_ROUND if rounding else "") + body
+    body = _FUNCTION.replace("MMA(", asm).replace("NAME", name_of(dtype)).replace("LEFT", left).replace("RIGHT", right)
+    return (_ROUND if right else _APART), body
 
 
 def multiply(sch: Schedule, loop: Any, dtype: str) -> Any:
@@ -73,14 +87,16 @@ def multiply(sch: Schedule, loop: Any, dtype: str) -> Any:
     lanes = int(regions["b"].region[-1].extent)
     a, b, acc = regions["a"].source, regions["b"].source, written.source
 
-    def address(buffer: Any, index: Sequence[Any]) -> Any:
-        return tirx.address_of(tirx.BufferLoad(buffer, [*index, 0]))
+    def address(buffer: Any, *index: Any) -> Any:
+        return tirx.address_of(tirx.BufferLoad(buffer, list(index)))
 
-    places = [address(acc, (*outer, g, t)), *(address(a, (*rest, h, g, t)) for h in (0, 1)), address(b, own["b"][:-1])]
+    e = own["a"][-1]
+    rows = [address(a, *rest, h, g, t, e) for h in (0, 1)]
+    places = [address(acc, *outer, g, t, 0), *rows, address(b, *own["b"])]
     body = tirx.Evaluate(tirx.call_extern("int32", name_of(dtype), *places))
     reads = [
-        _region(acc, (*outer, g, t), (4,)), _region(a, rest, (2, 1, 1, lanes), (0, g, t)),
-        _region(b, own["b"][:-1], (lanes,)),
+        _region(acc, (*outer, g, t), (4,)), _region(a, rest, (2, 1, 1, lanes), (0, g, t, e)),
+        _region(b, own["b"][:-1], (lanes,), own["b"][-1:]),
     ]  # fmt: skip
     kept = old.init, old.alloc_buffers, old.match_buffers, old.annotations
     new = s_tir.SBlock(old.iter_vars, reads, [reads[0]], "multiply", body, *kept)
