@@ -14,6 +14,7 @@ from convc.algorithm import Config
 from convc.gpu import MOST_REGISTERS, WARP
 from convc.problem import Problem
 from convc.schedules import _gpu
+from convc.schedules._index import ravel, unravel
 from convc.target import GpuTarget, Target
 
 VECTOR = 4  # float32 numbers in an access of 16 bytes
@@ -172,9 +173,9 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
     tiles = (across, c["tx"], c["tn"])
 
     def value(step: Any, k: Any, *tile: Any) -> Any:
-        o = _ravel(tile, tiles)
+        o = ravel(tile, tiles)
         inside, tap, channel = _place(p, c, step, k)
-        taps = _unravel(tap, p.k)
+        taps = unravel(tap, p.k)
         inside = tirx.all(inside, o < p.oc)
         at = (channel, tirx.min(o, p.oc - 1)) if p.kind == "matmul" else (tirx.min(o, p.oc - 1), channel, *taps)
         return tirx.if_then_else(inside, w(*at), tirx.const(0, w.dtype))
@@ -197,14 +198,6 @@ def _place(p: Problem, c: Config, step: Any, k: Any) -> tuple[Any, Any, Any]:
     return inside, at // p.icg, at % p.icg
 
 
-def _unravel(flat: Any, extents: Sequence[int]) -> list[Any]:
-    found: list[Any] = []
-    for extent in reversed(extents[1:]):
-        found.append(flat % extent)
-        flat = flat // extent
-    return [flat, *reversed(found)]
-
-
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     """col[group, step, k, pixel] from x; acc[part, pixel, channel], both cut into tiles; the same without tiles; y."""
     from tvm import te, tirx
@@ -214,11 +207,11 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     depth, xb = part_steps(p, c), c["xb"]
 
     def gathered(group: Any, step: Any, k: Any, *tile: Any) -> Any:
-        m = _ravel(tile, tiles)
+        m = ravel(tile, tiles)
         inside, tap, channel = _place(p, c, step, k)
         pixel = tirx.min(m, total - 1) if total % tall else m
-        n, *o = _unravel(pixel, (p.mb, *p.o))
-        at = [i * s + u * d - b for i, s, u, d, b in zip(o, p.s, _unravel(tap, p.k), p.d, p.p, strict=True)]
+        n, *o = unravel(pixel, (p.mb, *p.o))
+        at = [i * s + u * d - b for i, s, u, d, b in zip(o, p.s, unravel(tap, p.k), p.d, p.p, strict=True)]
         conditions = [inside] if not isinstance(inside, tirx.IntImm) else []
         if needs_padding(p):
             conditions += [t for a, extent in zip(at, p.i, strict=True) for t in (a >= 0, a < extent)]
@@ -249,18 +242,11 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
 
     def value(n: Any, ob: Any, *rest: Any) -> Any:
         pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
-        m, o = _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
+        m, o = ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
         return te.sum(matrix(part, m, o), axis=[part]) if c["sk"] > 1 else matrix(m, o)
 
     extents = (p.mb, -(-p.oc // c["yb"]), *p.o) + ((c["yb"],) if c["yb"] > 1 else ())
     return te.compute(extents, value, name="y")
-
-
-def _ravel(index: Sequence[Any], extents: Sequence[int]) -> Any:
-    at = index[0]
-    for i, extent in zip(index[1:], extents[1:], strict=True):
-        at = at * extent + i
-    return at
 
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
@@ -274,7 +260,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         if name == "t" or (name == "y" and c["sk"] == 1) or (name == "matrix" and c["sk"] > 1):
             sch.compute_inline(sch.get_sblock(name))
     rank = 2 + p.rank + (c["yb"] > 1)
-    flat = tirx.IndexMap.from_func(lambda *index: _matrix(index, p, c), ndim=rank, index_dtype="int32")
+    flat = tirx.IndexMap.from_func(lambda *index: matrix_index(index, p, c), ndim=rank, index_dtype="int32")
     sch.transform_block_layout(z, flat)
     simplify_indices(sch, z, same="matrix")
     if c["sk"] == 1:
@@ -287,7 +273,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         *_, i, j, step, k = sch.get_loops(acc)
         sch.reorder(step, k, i, j)
     else:
-        _sum_parts(sch, z)
+        sum_parts(sch, z)
         part, bi, bj, thread_y, thread, i, j, step, k = sch.get_loops(acc)
         sch.reorder(step, k, i, j)
         for axis, loop in zip(AXES, (part, bi, bj, thread_y, thread), strict=True):
@@ -309,11 +295,11 @@ def _sblocks(sch: Any) -> list[str]:
     return [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]
 
 
-def _matrix(index: Sequence[Any], p: Problem, c: Config) -> tuple[Any, Any]:
+def matrix_index(index: Sequence[Any], p: Problem, c: Config) -> tuple[Any, Any]:
     """The pixel and channel of an index of the result."""
     n, ob, *rest = index
     pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
-    return _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
+    return ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
 
 
 def _bind_tiles(sch: Any, z: Any, p: Problem, c: Config) -> Any:
@@ -335,7 +321,7 @@ def _bind_tiles(sch: Any, z: Any, p: Problem, c: Config) -> Any:
     return tx
 
 
-def _sum_parts(sch: Any, z: Any) -> None:
+def sum_parts(sch: Any, z: Any) -> None:
     """A second kernel adds the parts: a thread an element of z."""
     y = sch.get_sblock("y")
     block, thread = sch.split(sch.fuse(*sch.get_loops(z)), [None, 256])

@@ -14,7 +14,8 @@ from convc.algorithm import Config
 from convc.dtypes import HALVES
 from convc.problem import Problem
 from convc.schedules import _gpu
-from convc.schedules._gemm import columns, needs_padding, rows
+from convc.schedules._gemm import columns, matrix_index, needs_padding, rows, sum_parts
+from convc.schedules._index import ravel, unravel
 from convc.target import Target
 
 LANES = (8, 4)  # g and t of lane 4 g + t
@@ -94,7 +95,7 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
         o = tile * block_columns(c) + piece * PIECE[1] + g
         inside, tap, channel = _place(p, c, step, k, t, e)
         inside, o = tirx.all(inside, o < p.oc), tirx.min(o, p.oc - 1)
-        at = (channel, o) if p.kind == "matmul" else (o, channel, *_unravel(tap, p.k))
+        at = (channel, o) if p.kind == "matmul" else (o, channel, *unravel(tap, p.k))
         return tirx.if_then_else(inside, w(*at), tirx.const(0, w.dtype))
 
     shape = (part_steps(p, c) * c["sk"], across, c["bk"], c["wn"] * c["tn"], *LANES, chunk(p))
@@ -113,8 +114,8 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     def gathered(group: Any, step: Any, k: Any, tile: Any, row: Any, q: Any, e: Any) -> Any:
         m = tile * tall + row
         inside, tap, channel = _place(p, c, step, k, q, e)
-        n, *o = _unravel(tirx.min(m, total - 1) if total % tall else m, (p.mb, *p.o))
-        at = [i * s + u * d - b for i, s, u, d, b in zip(o, p.s, _unravel(tap, p.k), p.d, p.p, strict=True)]
+        n, *o = unravel(tirx.min(m, total - 1) if total % tall else m, (p.mb, *p.o))
+        at = [i * s + u * d - b for i, s, u, d, b in zip(o, p.s, unravel(tap, p.k), p.d, p.p, strict=True)]
         conditions = [inside] if not isinstance(inside, tirx.IntImm) else []
         if needs_padding(p):
             conditions += [t for a, extent in zip(at, p.i, strict=True) for t in (a >= 0, a < extent)]
@@ -158,26 +159,11 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
 
     def value(n: Any, ob: Any, *rest: Any) -> Any:
         pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
-        m, o = _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
+        m, o = ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
         return te.sum(matrix(part, m, o), axis=[part]) if c["sk"] > 1 else matrix(m, o)
 
     extents = (p.mb, -(-p.oc // c["yb"]), *p.o) + ((c["yb"],) if c["yb"] > 1 else ())
     return te.compute(extents, value, name="y")
-
-
-def _ravel(index: Sequence[Any], extents: Sequence[int]) -> Any:
-    at = index[0]
-    for i, extent in zip(index[1:], extents[1:], strict=True):
-        at = at * extent + i
-    return at
-
-
-def _unravel(flat: Any, extents: Sequence[int]) -> list[Any]:
-    found: list[Any] = []
-    for extent in reversed(extents[1:]):
-        found.append(flat % extent)
-        flat = flat // extent
-    return [flat, *reversed(found)]
 
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
@@ -193,7 +179,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
             sch.compute_inline(sch.get_sblock(name))
     if c["sk"] == 1:
         rank = 2 + p.rank + (c["yb"] > 1)
-        flat = tirx.IndexMap.from_func(lambda *index: _matrix(index, p, c), ndim=rank, index_dtype="int32")
+        flat = tirx.IndexMap.from_func(lambda *index: matrix_index(index, p, c), ndim=rank, index_dtype="int32")
         sch.transform_block_layout(z, flat)
         simplify_indices(sch, z, same="matrix")
         sch.compute_inline(sch.get_sblock("matrix"))
@@ -202,7 +188,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         sch.compute_at(acc, lane, preserve_unit_loops=True)
         *_, i, j, _, _, r, step, k, q, e = sch.get_loops(acc)
     else:
-        _sum_parts(sch, z)
+        sum_parts(sch, z)
         part, bi, bj, wm, wn, i, j, g, t, r, step, k, q, e = sch.get_loops(acc)
         sch.reorder(part, bi, bj, wm, wn, g, t, i, j, r)
         warp = sch.fuse(wm, wn)
@@ -228,13 +214,6 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     _stage(sch, step, p, c)
 
 
-def _matrix(index: Sequence[Any], p: Problem, c: Config) -> tuple[Any, Any]:
-    """The pixel and channel of an index of the result."""
-    n, ob, *rest = index
-    pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
-    return _ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
-
-
 def _bind_tiles(sch: Any, z: Any, acc: Any, p: Problem, c: Config) -> Any:
     """z's loops in the order of the accumulators; the loop at which a thread's tile must be complete."""
     from convc.lower.mma import at_registers
@@ -258,16 +237,6 @@ def _bind_tiles(sch: Any, z: Any, acc: Any, p: Problem, c: Config) -> Any:
 def _register(bi: Any, bj: Any, wm: Any, wn: Any, g: Any, t: Any, i: Any, j: Any, h: Any, two: Any) -> Sequence[Any]:
     """The index of acc of an element of the result."""
     return (0, bi, bj, wm, wn, i, j, g, t, h * 2 + two)
-
-
-def _sum_parts(sch: Any, z: Any) -> None:
-    """A second kernel adds the parts: a thread an element of z."""
-    y = sch.get_sblock("y")
-    block, thread = sch.split(sch.fuse(*sch.get_loops(z)), [None, 256])
-    sch.bind(block, "blockIdx.x")
-    sch.bind(thread, "threadIdx.x")
-    sch.set_scope(y, 0, "local")
-    sch.compute_at(y, thread)
 
 
 def _stage(sch: Any, step: Any, p: Problem, c: Config) -> None:

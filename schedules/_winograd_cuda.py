@@ -20,6 +20,7 @@ from typing import Any
 from convc.algorithm import Config
 from convc.problem import Problem
 from convc.schedules import _gpu, _transform
+from convc.schedules._index import ravel, unravel
 from convc.schedules._tiling import Axis, axes, form_of
 from convc.target import Target
 
@@ -127,7 +128,7 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
     whole = [_transform.over_whole_numbers(form.g) for form in forms]
 
     def tap(bj: Any, step: Any, k: Any, *rest: Any) -> Any:
-        o, at = _ravel((bj, *rest[:3]), (0, *across(c))), rest[3:]
+        o, at = ravel((bj, *rest[:3]), (0, *across(c))), rest[3:]
         channel = step * c["bk"] + k
         found = w(tirx.min(o, p.oc - 1), tirx.min(channel, p.icg - 1), *at).astype("float64")
         return tirx.if_then_else(tirx.all(o < p.oc, channel < p.icg), found, tirx.const(0, "float64"))
@@ -179,7 +180,7 @@ def _forward(x: Any, p: Problem, c: Config) -> Any:
     lead = (p.g, -(-work(p, c).tiles // tall(c)), steps(p, c), c["bk"], *along(c))
 
     def take(group: Any, bi: Any, step: Any, k: Any, *rest: Any) -> Any:
-        tile, at = _ravel((bi, *rest[:3]), (0, *along(c))), rest[3:]
+        tile, at = ravel((bi, *rest[:3]), (0, *along(c))), rest[3:]
         return _element(x, p, c, group, step * c["bk"] + k, tile, at)
 
     taken = te.compute((*lead, *(axis.form.span for axis in parts)), take, name="taken")
@@ -206,7 +207,7 @@ def _element(x: Any, p: Problem, c: Config, group: Any, channel: Any, tile: Any,
 
     parts, count = axes(p, c), work(p, c).tiles
     tile = tirx.min(tile, count - 1) if count % tall(c) else tile
-    n, *t = _unravel(tile, (p.mb, *(axis.tiles for axis in parts)))
+    n, *t = unravel(tile, (p.mb, *(axis.tiles for axis in parts)))
     starts = [axis.start(a) + k - b for axis, a, k, b in zip(parts, t, at, p.p, strict=True)]
     inside = [test for a, extent in zip(starts, p.i, strict=True) for test in (a >= 0, a < extent)]
     if p.icg % c["bk"]:
@@ -247,8 +248,8 @@ def _inverse(acc: Any, p: Problem, c: Config) -> Any:
 
     def take(*index: Any) -> Any:
         (*o, t), i = index[: len(lead)], index[len(lead) :]
-        *vector, ji = _unravel(_ravel(o, channels), (0, *across(c)))
-        return acc(*i, *vector, *_unravel(t, (0, *along(c))), ji)
+        *vector, ji = unravel(ravel(o, channels), (0, *across(c)))
+        return acc(*i, *vector, *unravel(t, (0, *along(c))), ji)
 
     taken = te.compute((*lead, *(axis.form.n for axis in parts)), take, name="products")
 
@@ -270,7 +271,7 @@ def _inverse(acc: Any, p: Problem, c: Config) -> Any:
     def value(n: Any, ob: Any, *rest: Any) -> Any:
         o, lane = rest[: p.rank], rest[p.rank :]
         tile, i = zip(*((at // axis.form.m, at % axis.form.m) for axis, at in zip(parts, o, strict=True)), strict=True)
-        return full(ob, *lane, _ravel((n, *tile), tiles), *i)
+        return full(ob, *lane, ravel((n, *tile), tiles), *i)
 
     return te.compute((p.mb, -(-p.oc // lanes), *p.o, *channels[1:]), value, name="y")
 
@@ -328,18 +329,3 @@ def unroll(sch: Any, loops: Sequence[Any]) -> None:
 
 def sblocks(sch: Any) -> list[str]:
     return [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]
-
-
-def _unravel(flat: Any, extents: Sequence[int]) -> list[Any]:
-    found: list[Any] = []
-    for extent in reversed(extents[1:]):
-        found.append(flat % extent)
-        flat = flat // extent
-    return [flat, *reversed(found)]
-
-
-def _ravel(index: Sequence[Any], extents: Sequence[int]) -> Any:
-    at = index[0]
-    for i, extent in zip(index[1:], extents[1:], strict=True):
-        at = at * extent + i
-    return at

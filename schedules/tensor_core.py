@@ -126,6 +126,11 @@ def seconds(p: Problem, target: Target, c: Config) -> float:
     return cost(p, target, c).seconds
 
 
+def limit(p: Problem, target: Target, c: Config) -> str:
+    assert isinstance(target, GpuTarget)
+    return cost(p, target, c).limit
+
+
 def error(p: Problem, c: Config) -> float:
     """Products are exact but for tf32, whose factors are rounded to 11 bits. Sums are of float32, four products at a
     time or more, and truncated where the terms are aligned: each of five by 2^-23, and their sum, which is 3 units of
@@ -155,4 +160,5 @@ ON_CUDA = Algorithm(
     error=error,
     memory=memory,
     kind="cuda",
+    limit=limit,
 )
