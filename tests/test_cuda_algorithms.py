@@ -52,6 +52,15 @@ def run_on_shim(kernel: Kernel | Packing, target: GpuTarget, *arrays: np.ndarray
     driver.unload(program)
 
 
+def takes(name: str, target: str) -> bool:
+    """Whether the algorithm is for GPUs as old as that."""
+    layers = (Problem.parse(text).canonical for text in NETWORK_LAYERS)
+    return any(algorithms("cuda")[name].refuses(p, machine(target)) is None for p in layers)
+
+
+PAIRS = [(name, target) for name in sorted(algorithms("cuda")) for target in TARGETS if takes(name, target)]
+
+
 @needs_shim
 @pytest.mark.parametrize(("name", "target"), PAIRS)
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
