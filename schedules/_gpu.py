@@ -24,7 +24,6 @@ class Block:
     cycles   multiply-adds and accesses to shared memory, of a block alone on its multiprocessor.
     waits    cycles that it waits for memory where no other block fills them.
     moved    bytes that it asks of L2.
-    full     resident warps from which what it computes hides its own latency.
     """
 
     threads: int
@@ -33,7 +32,6 @@ class Block:
     cycles: float
     waits: float
     moved: float
-    full: int = FULL
 
     def resident(self, gpu: Gpu) -> int:
         """Blocks on a multiprocessor at once; 0 where not one fits."""
@@ -60,7 +58,7 @@ def cost(block: Block, count: int, compulsory: float, gpu: Gpu) -> Cost:
     shared_by = min(resident, -(-count // gpu.multiprocessors))  # blocks that one multiprocessor works on at once
     waves = -(-count // (gpu.multiprocessors * shared_by))
     warps = shared_by * block.threads / WARP
-    busy = block.cycles * shared_by / (REACHED * min(1.0, warps / block.full))
+    busy = block.cycles * shared_by / (REACHED * min(1.0, warps / FULL))
     computing = waves * busy / gpu.clock
     waiting = waves * (block.cycles + block.waits) / gpu.clock
     limits = {
