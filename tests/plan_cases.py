@@ -79,7 +79,7 @@ def library(*algorithms: Algorithm, packed: Mapping[str, int] | None = None) -> 
     `packed` says of the algorithm."""
     table = {a.name: a for a in algorithms}
 
-    def elements(shape: tuple[int, ...], dtype: str, problem: Problem, name: str, config: object) -> int:
+    def elements(shape: tuple[int, ...], dtype: str, problem: Problem, name: str, kind: str, config: object) -> int:
         return math.prod(shape) * (packed or {}).get(name, 1)
 
     with (

@@ -256,7 +256,7 @@ def test_the_limit_is_the_one_of_the_model(text: str, full: bool) -> None:
         assert algorithm.limit and row.limit == algorithm.limit(problem, target, config)
         assert row.us == pytest.approx(1e6 * algorithm.seconds(problem, target, config))
     assert (rows["direct"].limit == "multiply-adds") is full
-    assert rows["fallback"].limit == ("instructions" if full else "too few threads")
+    assert rows["fallback"].limit == ("instructions" if full else "latency")
     assert all(row.limit is None for row in explain_problem(problem, parse_target("cpu/znver3")))
 
 
