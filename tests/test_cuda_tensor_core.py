@@ -151,8 +151,8 @@ def test_a_network_in_float16_runs_on_tensor_cores() -> None:
         node("Conv", "r v", "d"),
         node("Add", "d r", "y"),
     ]
-    source = model(nodes, {"x": (1, 64, 9, 9)}, constants)
-    x = rng.standard_normal((1, 64, 9, 9)).astype(np.float32)
+    source = model(nodes, {"x": (1, 64, 28, 28)}, constants)
+    x = rng.standard_normal((1, 64, 28, 28)).astype(np.float32)
     exact = import_onnx(source.SerializeToString(), shapes={}).evaluate({"x": x.astype(np.float64)})["y"]
     with on_shim():
         artifact = convc.compile(source.SerializeToString(), target="cuda/sm_80", dtype="f16")
