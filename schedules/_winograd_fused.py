@@ -23,7 +23,7 @@ SHARED = "shared.dyn"  # what ends before the other begins shares its bytes
 SPREAD = 16, 8  # numbers from one channel's tiles to the next one's are 8 more than a multiple of 16: then the lanes of
 # a block of channels are written to different banks
 THREADS = ((4, 4), (2, 4), (4, 2), (2, 2), (4, 8), (8, 4))  # (rows, columns), for each place of the transform
-MARGIN = 8  # registers that the estimate may be off by
+MARGIN = 24  # registers that the estimate may be off by
 HALO = 1.5  # times that a number of x is read by a thread block, of those that tiles share and L1 does not keep
 LEAST, MOST = 96, 512  # threads of a block
 DEPTHS = (8, 4)
