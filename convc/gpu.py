@@ -8,6 +8,7 @@ from dataclasses import dataclass
 WARP = 32  # threads
 REGISTERS = 64 << 10  # of 32 bits, a multiprocessor; every architecture of the table has as many
 MOST_REGISTERS = 255  # a thread
+SCHEDULERS = 4  # of a multiprocessor, each with a quarter of its registers
 STATIC_SHARED = 48 << 10  # bytes a block that a kernel may have without asking
 
 
@@ -60,6 +61,13 @@ ARCHS = (*GPUS, *FEATURES)
 
 def gpu_of(arch: str) -> Gpu:
     return GPUS[FEATURES.get(arch, arch)]
+
+
+def most_registers(threads: int) -> int:
+    """Registers of each of the threads of a block, at most: its warps lie on the schedulers in turn, and the one that
+    has the most of them must hold them all. 288 threads, three warps on a scheduler, may have 168 each and not 227."""
+    warps = -(-threads // (SCHEDULERS * WARP))
+    return min(MOST_REGISTERS, REGISTERS // (SCHEDULERS * WARP * warps) // 8 * 8)
 
 
 def capability(arch: str) -> tuple[int, int]:

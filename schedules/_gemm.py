@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from convc.algorithm import Config
-from convc.gpu import MOST_REGISTERS, WARP
+from convc.gpu import MOST_REGISTERS, SCHEDULERS, WARP
 from convc.problem import Problem
 from convc.schedules import _gpu
 from convc.schedules._index import ravel, unravel
@@ -26,7 +26,6 @@ DEPTHS = (16, 8)
 GATHER = 14.0  # instructions that bring 16 bytes or less of x: address, test for padding, load, stores
 FLAT_GATHER = 40.0  # where tap and channel of each product have to be found out by division
 BARRIER = 20.0  # and those of a step's barriers and of its loop
-SCHEDULERS = 4  # of a multiprocessor
 AXES = ("blockIdx.z", "blockIdx.x", "blockIdx.y", "threadIdx.y", "threadIdx.x")
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from convc.algorithm import Config
-from convc.gpu import WARP, Gpu
+from convc.gpu import SCHEDULERS, WARP, Gpu
 from convc.problem import Problem
 from convc.schedules import _gpu, _tile
 from convc.schedules._im2win_form import VECTOR, axes, block_columns, form, pixels, quads, shared_bytes, tiles, vector
@@ -29,7 +29,6 @@ WEIGHTS = 14.0  # and for 16 bytes of weights
 OVERLAPPED = 0.05  # part of what runs beside the slowest that adds to it: of tiles that are as good, the larger one
 LOOP = 10.0  # instructions around those of a column of taps
 BARRIER = 20.0  # and around those of a slice
-SCHEDULERS = 4  # of a multiprocessor
 
 
 def refuses(p: Problem, target: Target) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from convc.algorithm import Config
-from convc.gpu import MOST_REGISTERS, REGISTERS, WARP
+from convc.gpu import WARP, most_registers
 from convc.problem import Problem
 from convc.schedules import _gpu
 from convc.schedules import _winograd_cuda as common
@@ -23,7 +23,7 @@ SHARED = "shared.dyn"  # what ends before the other begins shares its bytes
 SPREAD = 16, 8  # numbers from one channel's tiles to the next one's are 8 more than a multiple of 16: then the lanes of
 # a block of channels are written to different banks
 THREADS = ((4, 4), (2, 4), (4, 2), (2, 2), (4, 8), (8, 4))  # (rows, columns), for each place of the transform
-MARGIN = 24  # registers that the estimate may be off by
+MARGIN = 8  # registers that the estimate may be off by
 HALO = 1.5  # times that a number of x is read by a thread block, of those that tiles share and L1 does not keep
 LEAST, MOST = 96, 512  # threads of a block
 DEPTHS = (8, 4)
@@ -46,7 +46,7 @@ def _fits(p: Problem, c: Config, target: GpuTarget) -> bool:
         return False
     if c["bk"] * common.wide(c) % common.TRANSFORMERS:  # what packs the weights
         return False
-    room = min(MOST_REGISTERS, REGISTERS // _gpu.rounded(_threads(p, c), WARP))
+    room = most_registers(_threads(p, c))
     return _registers(p, c) + MARGIN <= room and _shared_bytes(p, c) <= target.l1
 
 
