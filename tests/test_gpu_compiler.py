@@ -15,6 +15,7 @@ from onnx_models import model, node
 import convc
 from convc.errors import ConvcError, MissingDependencyError
 from convc.gpu import capability, portable
+from convc.launch import Usage
 from convc.lower import gpu_compiler, nvcc
 from convc.lower.fatbin import ELF, FOR_LINUX_64, HEAD, MAGIC, MEMBER, PTX, THIS_ONE_ONLY, Member, fatbin
 from convc.lower.gpu_compiler import COMPILERS, GpuCompiler
@@ -172,3 +173,17 @@ def test_reports_of_both_compilers_are_read() -> None:
     first, second = usage_in(report)["f"]
     assert dataclasses.astuple(first) == ("sm_80", 62, 16384, 16, 8, 12) and first.spills
     assert dataclasses.astuple(second) == ("sm_90a", 40, 0, 0, 0, 0) and not second.spills
+
+
+@pytest.mark.parametrize(("again", "kept"), [(0, b"again"), (8, b"again"), (24, b"first")])
+def test_what_spills_is_compiled_for_one_block_at_least(
+    again: int, kept: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stand_in(text: str, target: GpuTarget) -> tuple[bytes, dict[str, tuple[Usage, ...]]]:
+        is_again = "__launch_bounds__(64, 1) twice" in text and "__launch_bounds__(64, 1) halved" in text
+        spilled = again if is_again else 16
+        return b"again" if is_again else b"first", {"twice": (Usage("sm_80", 255, 0, 0, spilled, 0),)}
+
+    row = dataclasses.replace(NVCC, missing=lambda: None, compile_source=stand_in)
+    monkeypatch.setattr(gpu_compiler, "COMPILERS", (row, NVRTC))
+    assert gpu_compiler.compile_source(TEXT, gpus("cuda/sm_80"))[0] == kept
