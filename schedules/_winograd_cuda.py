@@ -1,18 +1,16 @@
-"""Winograd on GPUs: what its kernels compute, and how a thread transforms a tile.
+"""Winograd on GPUs: the transforms of weights, inputs and products, and how a thread transforms a tile. How matrices
+lie between them is up to the kernel that multiplies them: it says of each of their indices what that is for.
 
 Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016, arXiv:1509.09308).
 
-Names as on CPUs: an axis has tiles of m outputs from n products. Matrices are cut as in `_gemm`: a thread block has
-`ty` x `tx` threads of `tm` tiles by `tn` output channels each, and takes `bk` channels in a step. A thread's tiles and
-channels come in vectors of 4 that lie `ty` or `tx` vectors apart, so that neighbouring threads read neighbouring banks.
-v[*n, group, block of tiles, step, bk, tm/4, ty, 4], the transformed input; u[*n, block of channels, step, bk, tn/4, tx,
-4], the weights; acc[*n, vector of channels, tile, 4], the products.
+Names as on CPUs: an axis has tiles of m outputs from n products; v, the transformed input; u, the weights; acc, the
+products. Transforms are computed in float32, those of weights in float64; v and u are stored in the problem's type.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,11 +22,12 @@ from convc.schedules._index import ravel, unravel
 from convc.schedules._tiling import Axis, axes, form_of
 from convc.target import Target
 
-VECTOR = 4  # float32 numbers in an access of 16 bytes
 TRANSFORMERS = 128  # threads of a block that transforms
 ACCUMULATED = "float32"  # what products are added in
 ADDRESSES = 50  # instructions of a thread that transforms, beside loads, stores and arithmetic
-TILES = ((8, 8), (8, 4), (4, 8), (4, 4))  # of a thread: tiles by output channels
+
+Place = Callable[..., Any]
+"""Of an index of a matrix, what it is for; or of that, the element."""
 
 
 @dataclass(frozen=True)
@@ -84,52 +83,17 @@ def _side(taken: Sequence[int], given: Sequence[int], passes: Sequence[float]) -
     return Side(math.prod(taken), math.prod(given), arithmetic, given[0] * taken[1] + taken[0])
 
 
-def tall(c: Config) -> int:
-    """Tiles of a block."""
-    return c["ty"] * c["tm"]
-
-
-def wide(c: Config) -> int:
-    """Output channels of a block."""
-    return c["tx"] * c["tn"]
-
-
-def along(c: Config) -> tuple[int, int, int]:
-    """A block's tiles as threads have them: vectors of a thread, threads, tiles of a vector."""
-    return c["tm"] // VECTOR, c["ty"], VECTOR
-
-
-def across(c: Config) -> tuple[int, int, int]:
-    """The same of output channels."""
-    return c["tn"] // VECTOR, c["tx"], VECTOR
-
-
-def steps(p: Problem, c: Config) -> int:
-    return -(-p.icg // c["bk"])
-
-
-def depth(p: Problem, c: Config) -> int:
-    """Input channels, those that fill the last step of a group counted."""
-    return p.g * steps(p, c) * c["bk"]
-
-
-def columns(p: Problem, c: Config) -> int:
-    """Output channels, those that fill the last block counted."""
-    return _gpu.rounded(p.oc, wide(c))
-
-
-def pack(w: Any, p: Problem, c: Config) -> Any:
-    """[oc, icg, *k] -> u, 0 where there is no channel. As on CPUs it is transformed in float64 over whole numbers and
-    divided once."""
+def pack(w: Any, p: Problem, c: Config, lead: Sequence[int], place: Place) -> Any:
+    """[oc, icg, *k] -> u[*n, *lead], where `place` gives an output channel and a channel of its group; 0 where there is
+    none. As on CPUs it is transformed in float64 over whole numbers and divided once."""
     from tvm import te, tirx
 
     forms = [axis.form for axis in axes(p, c)]
-    lead = (-(-p.oc // wide(c)), steps(p, c), c["bk"], *across(c))
     whole = [_transform.over_whole_numbers(form.g) for form in forms]
 
-    def tap(bj: Any, step: Any, k: Any, *rest: Any) -> Any:
-        o, at = ravel((bj, *rest[:3]), (0, *across(c))), rest[3:]
-        channel = step * c["bk"] + k
+    def tap(*index: Any) -> Any:
+        o, channel = place(*index[: len(lead)])
+        at = index[len(lead) :]
         found = w(tirx.min(o, p.oc - 1), tirx.min(channel, p.icg - 1), *at).astype("float64")
         return tirx.if_then_else(tirx.all(o < p.oc, channel < p.icg), found, tirx.const(0, "float64"))
 
@@ -148,8 +112,8 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
         i, at = index[: p.rank], index[p.rank :]
         values = _transform.times(whole[-1][0], lambda k: found(*at, *i[:-1], k), "float64")
         over: Any = 1
-        for place, (_, divisors) in zip(i, whole, strict=True):
-            over = over * _transform.chosen(place, [tirx.const(float(d), "float64") for d in divisors])
+        for row_at, (_, divisors) in zip(i, whole, strict=True):
+            over = over * _transform.chosen(row_at, [tirx.const(float(d), "float64") for d in divisors])
         return (_transform.chosen(i[-1], values) / over).astype(w.dtype)
 
     return te.compute((*(form.n for form in forms), *lead), value, name="packed")
@@ -166,51 +130,45 @@ def arrange(sch: Any, p: Problem, target: Target, c: Config) -> None:
     unroll(sch, loops[: p.rank])
 
 
-def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
-    """y[n, ob, *o, lane] = AT [ sum over channels of (BT x) * u ] at o's place in its tile, axis by axis."""
-    return _inverse(_product(_forward(x, p, c), w, p, c), p, c)
-
-
-def _forward(x: Any, p: Problem, c: Config) -> Any:
-    """v = BT x of the tile, first along the first axis: rows; 0 where there is no channel, anything where no tile."""
+def forward(x: Any, p: Problem, c: Config, lead: Sequence[int], place: Place, reach: tuple[int, int]) -> Any:
+    """v[*n, *lead] = BT x of the tile, first along the first axis: rows. `place` gives a group, a channel of it and a
+    tile, up to `reach` channels and tiles: 0 where there is no channel, anything where there is no tile."""
     from tvm import te
 
     parts = axes(p, c)
     first, last = parts[0], parts[-1]
-    lead = (p.g, -(-work(p, c).tiles // tall(c)), steps(p, c), c["bk"], *along(c))
 
-    def take(group: Any, bi: Any, step: Any, k: Any, *rest: Any) -> Any:
-        tile, at = ravel((bi, *rest[:3]), (0, *along(c))), rest[3:]
-        return _element(x, p, c, group, step * c["bk"] + k, tile, at)
+    def take(*index: Any) -> Any:
+        return _element(x, p, c, place(*index[: len(lead)]), index[len(lead) :], reach)
 
     taken = te.compute((*lead, *(axis.form.span for axis in parts)), take, name="taken")
 
     def down(*index: Any) -> Any:
         *at, i, column = index
-        return _transform.chosen(
-            i, _transform.times_by_rows(first.form.bt, lambda k: taken(*at, k, column), str(x.dtype))
-        )
+        values = _transform.times_by_rows(first.form.bt, lambda k: _gpu.wide(taken(*at, k, column)), ACCUMULATED)
+        return _transform.chosen(i, values)
 
     rows = te.compute((*lead, first.form.n, last.form.span), down, name="rows") if p.rank == 2 else taken
 
     def value(*index: Any) -> Any:
         i, at = index[: p.rank], index[p.rank :]
-        values = _transform.times_by_rows(last.form.bt, lambda k: rows(*at, *i[:-1], k), str(x.dtype))
-        return _transform.chosen(i[-1], values)
+        values = _transform.times_by_rows(last.form.bt, lambda k: _gpu.wide(rows(*at, *i[:-1], k)), ACCUMULATED)
+        return _transform.chosen(i[-1], values).astype(x.dtype)
 
     return te.compute((*(axis.form.n for axis in parts), *lead), value, name="v")
 
 
-def _element(x: Any, p: Problem, c: Config, group: Any, channel: Any, tile: Any, at: Sequence[Any]) -> Any:
+def _element(x: Any, p: Problem, c: Config, place: Sequence[Any], at: Sequence[Any], reach: tuple[int, int]) -> Any:
     """x of a channel of a group at a place of a tile, 0 in the padding."""
     from tvm import tirx
 
+    (group, channel, tile), (channels, tiles) = place, reach
     parts, count = axes(p, c), work(p, c).tiles
-    tile = tirx.min(tile, count - 1) if count % tall(c) else tile
+    tile = tirx.min(tile, count - 1) if tiles > count else tile
     n, *t = unravel(tile, (p.mb, *(axis.tiles for axis in parts)))
     starts = [axis.start(a) + k - b for axis, a, k, b in zip(parts, t, at, p.p, strict=True)]
     inside = [test for a, extent in zip(starts, p.i, strict=True) for test in (a >= 0, a < extent)]
-    if p.icg % c["bk"]:
+    if channels > p.icg:
         inside.append(channel < p.icg)
         channel = tirx.min(channel, p.icg - 1)
     channel, xb = group * p.icg + channel, c["xb"]
@@ -218,24 +176,9 @@ def _element(x: Any, p: Problem, c: Config, group: Any, channel: Any, tile: Any,
     return tirx.if_then_else(tirx.all(*inside), found, tirx.const(0, x.dtype))
 
 
-def _product(v: Any, w: Any, p: Problem, c: Config) -> Any:
-    from tvm import te
-
-    products, (_, down, depth) = v.shape[: p.rank], v.shape[p.rank : p.rank + 3]
-    step, k = te.reduce_axis((0, depth), "step"), te.reduce_axis((0, c["bk"]), "k")
-
-    def value(*index: Any) -> Any:
-        at, (bj, jo, tx, bi, io, ty, ii, ji) = index[: p.rank], index[p.rank :]
-        group = bj * wide(c) // p.ocg if p.g > 1 else 0
-        left, right = v(*at, group, bi, step, k, io, ty, ii), w(*at, bj, step, k, jo, tx, ji)
-        return te.sum(left.astype(ACCUMULATED) * right.astype(ACCUMULATED), axis=[step, k])
-
-    columns = (-(-p.oc // wide(c)), *across(c)[:2])
-    return te.compute((*products, *columns, down, *along(c), VECTOR), value, name="acc")
-
-
-def _inverse(acc: Any, p: Problem, c: Config) -> Any:
-    """y = AT acc at o's place in its tile, first along the first axis: sums. A thread has a channel of a tile.
+def inverse(acc: Place, p: Problem, c: Config, reach: tuple[int, int]) -> Any:
+    """y = AT acc at o's place in its tile, first along the first axis: sums. A thread has a channel of a tile; `acc`
+    gives the product at *n of an output channel and a tile, up to `reach` of them.
 
     Tiles are one axis, and its blocks and those of channels whole: so a thread block's share is seen to be its own."""
     from tvm import te
@@ -243,13 +186,12 @@ def _inverse(acc: Any, p: Problem, c: Config) -> Any:
     parts, lanes = axes(p, c), c["yb"]
     first, last = parts[0], parts[-1]
     tiles = (p.mb, *(axis.tiles for axis in parts))
-    channels = (columns(p, c) // lanes, *([lanes] if lanes > 1 else []))
-    lead = (*channels, _gpu.rounded(math.prod(tiles), tall(c)))
+    channels = (reach[0] // lanes, *([lanes] if lanes > 1 else []))
+    lead = (*channels, reach[1])
 
     def take(*index: Any) -> Any:
         (*o, t), i = index[: len(lead)], index[len(lead) :]
-        *vector, ji = unravel(ravel(o, channels), (0, *across(c)))
-        return acc(*i, *vector, *unravel(t, (0, *along(c))), ji)
+        return acc(*i, ravel(o, channels), t)
 
     taken = te.compute((*lead, *(axis.form.n for axis in parts)), take, name="products")
 
@@ -305,6 +247,25 @@ def _place_passes(sch: Any, names: Sequence[str], at: Any, rank: int) -> None:
         at = column
     taken = _keep(sch, names[0], at)
     unroll(sch, sch.get_loops(taken)[-rank:])
+
+
+def place_results(sch: Any, p: Problem, c: Config) -> None:
+    """Threads as the products lie: the lanes of a block of channels, then tiles."""
+    from convc.lower.guard import GUARD
+
+    z, parts = sch.get_sblock("z"), axes(p, c)
+    for name in ("t", "y"):
+        if name in sblocks(sch):
+            sch.compute_inline(sch.get_sblock(name))
+    n, ob, *rest = sch.get_loops(z)
+    o, lane = rest[: p.rank], rest[p.rank :]
+    at, inner = cut(sch, o, parts)
+    outer = [ob, n, *at, *lane]
+    sch.reorder(*outer, *inner)
+    thread = bind(sch, outer)
+    sch.annotate(z, GUARD, [1] * (2 + p.rank + len(lane)))
+    unroll(sch, inner)
+    place_inverse(sch, p, thread)
 
 
 def bind(sch: Any, loops: Sequence[Any]) -> Any:

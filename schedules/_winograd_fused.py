@@ -16,6 +16,7 @@ from convc.gpu import WARP, most_registers
 from convc.problem import Problem
 from convc.schedules import _gpu
 from convc.schedules import _winograd_cuda as common
+from convc.schedules import _winograd_tiles as tiles
 from convc.schedules._tiling import axes
 from convc.target import GpuTarget, Target
 
@@ -34,7 +35,7 @@ def configs(p: Problem, target: GpuTarget, m: Sequence[int]) -> Iterator[Config]
     if min(-(-o // b) for o, b in zip(p.o, m, strict=True)) < 2:
         return
     for ty, tx in THREADS:
-        for tm, tn in common.TILES:
+        for tm, tn in tiles.TILES:
             for bk in DEPTHS:
                 c = {**common.tiles(p, m), "fused": 1, "ty": ty, "tx": tx, "tm": tm, "tn": tn, "bk": bk}
                 if _fits(p, c, target):
@@ -42,9 +43,9 @@ def configs(p: Problem, target: GpuTarget, m: Sequence[int]) -> Iterator[Config]
 
 
 def _fits(p: Problem, c: Config, target: GpuTarget) -> bool:
-    if not LEAST <= _threads(p, c) <= MOST or (p.g > 1 and p.ocg % common.wide(c)):
+    if not LEAST <= _threads(p, c) <= MOST or (p.g > 1 and p.ocg % tiles.wide(c)):
         return False
-    if c["bk"] * common.wide(c) % common.TRANSFORMERS:  # what packs the weights
+    if c["bk"] * tiles.wide(c) % common.TRANSFORMERS:  # what packs the weights
         return False
     room = most_registers(_threads(p, c))
     return _registers(p, c) + MARGIN <= room and _shared_bytes(p, c) <= target.l1
@@ -64,20 +65,20 @@ def _registers(p: Problem, c: Config) -> int:
 def _shared_bytes(p: Problem, c: Config) -> int:
     """A slice of both operands, or the products of one vector of channels a thread."""
     places, (step, offset) = common.work(p, c).places, SPREAD
-    row = _gpu.rounded(common.tall(c) - offset, step) + offset
-    return 4 * places * max(c["bk"] * (row + common.wide(c)), common.tall(c) * c["tx"] * common.VECTOR)
+    row = _gpu.rounded(tiles.tall(c) - offset, step) + offset
+    return 4 * places * max(c["bk"] * (row + tiles.wide(c)), tiles.tall(c) * c["tx"] * tiles.VECTOR)
 
 
 def cost(p: Problem, target: Target, c: Config) -> _gpu.Cost:
     assert isinstance(target, GpuTarget)
     work, gpu, threads = common.work(p, c), target.gpu, _threads(p, c)
-    tall, wide, steps = common.tall(c), common.wide(c), common.steps(p, c)
+    tall, wide, steps = tiles.tall(c), tiles.wide(c), tiles.steps(p, c)
     forward, inverse = work.sides
     warps = -(-threads // WARP)
-    product = threads * c["tm"] * c["tn"] / gpu.fma + warps * (c["tm"] + c["tn"]) / common.VECTOR
+    product = threads * c["tm"] * c["tn"] / gpu.fma + warps * (c["tm"] + c["tn"]) / tiles.VECTOR
     transform = tall * forward.instructions / gpu.fma  # of a channel
     weights = work.places * wide
-    step = c["bk"] * (product + transform + 4 * weights / common.VECTOR / gpu.fma)
+    step = c["bk"] * (product + transform + 4 * weights / tiles.VECTOR / gpu.fma)
     ending = tall * wide * (inverse.instructions + inverse.loads) / gpu.fma
     outputs = tall * wide * inverse.stores
     inputs = tall * forward.loads / HALO
@@ -85,7 +86,7 @@ def cost(p: Problem, target: Target, c: Config) -> _gpu.Cost:
         threads, _registers(p, c), _shared_bytes(p, c), steps * step + ending, (steps + 1) * _gpu.LATENCY,
         4.0 * (steps * c["bk"] * (inputs + weights) + outputs),
     )  # fmt: skip
-    columns = common.columns(p, c)
+    columns = tiles.columns(p, c)
     x, y = p.mb * p.ic * math.prod(p.i), p.mb * p.oc * math.prod(p.o)
     compulsory = 4.0 * (x + y + work.places * columns * steps * c["bk"])
     return _gpu.cost(block, -(-work.tiles // tall) * columns // wide, compulsory, gpu)
@@ -109,18 +110,18 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     n, ob, *rest = sch.get_loops(z)
     o, lane = rest[: p.rank], rest[p.rank :]
     at, inner = common.cut(sch, o, parts)
-    bj, jo, *vector = sch.split(ob, [None, *common.across(c)[: 3 - len(lane)]], disable_predication=True)
+    bj, jo, *vector = sch.split(ob, [None, *tiles.across(c)[: 3 - len(lane)]], disable_predication=True)
     tile = [*at] if p.mb == 1 else [n, *at]
     sch.reorder(*tile, bj, jo, *vector, *lane, *inner)
-    bi, own = sch.split(sch.fuse(*tile), [None, common.tall(c)], disable_predication=True)
+    bi, own = sch.split(sch.fuse(*tile), [None, tiles.tall(c)], disable_predication=True)
     sch.reorder(bi, bj, jo, own, *vector, *lane)
     sch.bind(bi, "blockIdx.x")
     sch.bind(bj, "blockIdx.y")
     thread, item = _share_evenly(sch, sch.fuse(own, *vector, *lane), p, c)
     common.unroll(sch, inner)
     common.place_inverse(sch, p, thread)
-    within = tirx.min(item // (c["tx"] * common.VECTOR), common.tall(c) - 1)
-    set_place(sch, thread, z, "full_local", 1 + len(lane), sch.get(bi).loop_var * common.tall(c) + within)
+    within = tirx.min(item // (c["tx"] * tiles.VECTOR), tiles.tall(c) - 1)
+    set_place(sch, thread, z, "full_local", 1 + len(lane), sch.get(bi).loop_var * tiles.tall(c) + within)
     sch.annotate(z, GUARD, [1] * (3 + p.rank + len(lane)))
     sch.unroll(jo)
     _place_products(sch, p, c, bj, jo)
@@ -137,7 +138,7 @@ def _share(sch: Any, flat: Any, p: Problem, c: Config) -> Any:
 def _share_evenly(sch: Any, flat: Any, p: Problem, c: Config) -> tuple[Any, Any]:
     """The same by as many of the rows of threads as divide the items; the innermost loop, and the item that it is at,
     beyond the last for idle threads."""
-    places, each, width = common.work(p, c).places, common.VECTOR * c["tm"], c["ty"] * c["tx"]
+    places, each, width = common.work(p, c).places, tiles.VECTOR * c["tm"], c["ty"] * c["tx"]
     at_once = max(n for n in (1, 2, 4, 8, 16, 32) if n <= min(places, each))
     times, row, tx = sch.split(flat, [None, at_once, width])
     _, ty = sch.split(row, [None, places])
@@ -181,7 +182,7 @@ def _stage(sch: Any, p: Problem, c: Config, acc: Any, step: Any) -> None:
     sch.set_scope(v, 0, SHARED)
     sch.compute_at(v, step, preserve_unit_loops=True)
     *place, group, bi, one, k, io, ty, ii = sch.get_loops(v)[-p.rank - 7 :]
-    ko, lane = sch.split(k, [None, common.VECTOR if c["xb"] > 1 else 1])
+    ko, lane = sch.split(k, [None, tiles.VECTOR if c["xb"] > 1 else 1])
     sch.reorder(group, bi, one, ko, io, ty, ii, lane, *place)
     thread = _share(sch, sch.fuse(ko, io, ty, ii, lane), p, c)
     common.unroll(sch, place)

@@ -17,7 +17,7 @@ from convc.gpu import MOST_REGISTERS, STATIC_SHARED, Gpu
 from convc.problem import Problem
 from convc.schedules import _gemm, _gpu
 from convc.schedules import _winograd_cuda as common
-from convc.schedules._tiling import axes
+from convc.schedules import _winograd_tiles as tiles
 from convc.target import GpuTarget, Target
 
 THREADS = (
@@ -33,19 +33,19 @@ MOST_MEMORY = 1 << 30  # bytes of v and acc
 def configs(p: Problem, target: GpuTarget, m: Sequence[int]) -> Iterator[Config]:
     """Those of tiles of m outputs that compile without spills and fit the machine, between row-major tensors."""
     for ty, tx in THREADS:
-        for tm, tn in common.TILES:
+        for tm, tn in tiles.TILES:
             for bk in DEPTHS:
                 c = {**common.tiles(p, m), "fused": 0, "ty": ty, "tx": tx, "tm": tm, "tn": tn, "bk": bk}
-                c["ahead"] = int(target.capability >= ASYNC and common.steps(p, c) > 1)
+                c["ahead"] = int(target.capability >= ASYNC and tiles.steps(p, c) > 1)
                 if _fits(p, c):
                     yield c
 
 
 def _fits(p: Problem, c: Config) -> bool:
     threads = c["ty"] * c["tx"]
-    if any(c["bk"] * n % threads or c["bk"] * n % common.TRANSFORMERS for n in (common.tall(c), common.wide(c))):
+    if any(c["bk"] * n % threads or c["bk"] * n % common.TRANSFORMERS for n in (tiles.tall(c), tiles.wide(c))):
         return False
-    if p.g > 1 and p.ocg % common.wide(c):
+    if p.g > 1 and p.ocg % tiles.wide(c):
         return False
     held, staged = max(side.held for side in common.work(p, c).sides), _shared_bytes(c) / (4 * threads)
     if held > HELD or (staged > STAGED and not c["ahead"]):
@@ -59,18 +59,18 @@ def registers(c: Config) -> int:
 
 
 def _shared_bytes(c: Config) -> int:
-    return 4 * (c["ahead"] + 1) * c["bk"] * (common.tall(c) + common.wide(c))
+    return 4 * (c["ahead"] + 1) * c["bk"] * (tiles.tall(c) + tiles.wide(c))
 
 
 def memory(p: Problem, c: Config) -> int:
     """v and acc."""
-    return _between(p, c, common.depth(p, c)) + _between(p, c, common.columns(p, c))
+    return _between(p, c, tiles.depth(p, c)) + _between(p, c, tiles.columns(p, c))
 
 
 def _between(p: Problem, c: Config, channels: int) -> int:
     """Bytes of the transform of all tiles."""
     work = common.work(p, c)
-    return 4 * work.places * _gpu.rounded(work.tiles, common.tall(c)) * channels
+    return 4 * work.places * _gpu.rounded(work.tiles, tiles.tall(c)) * channels
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:
@@ -86,13 +86,13 @@ def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, _gpu.Cost, 
     """Of the three kernels. What lies between two of them comes from L2 if half of it holds that."""
     assert isinstance(target, GpuTarget)
     work, gpu = common.work(p, c), target.gpu
-    v, acc = _between(p, c, common.depth(p, c)), _between(p, c, common.columns(p, c))
+    v, acc = _between(p, c, tiles.depth(p, c)), _between(p, c, tiles.columns(p, c))
     far_v, far_acc = (size if size > gpu.l2 / 2 else 0 for size in (v, acc))
     x, y = 4 * p.mb * p.ic * math.prod(p.i), 4 * p.mb * p.oc * math.prod(p.o)
     forward, inverse = (_transformer(side, gpu) for side in work.sides)
-    rows = _gpu.rounded(work.tiles, common.tall(c))
+    rows = _gpu.rounded(work.tiles, tiles.tall(c))
     return (
-        _gpu.cost(forward, rows * common.depth(p, c) // common.TRANSFORMERS, x + far_v, gpu),
+        _gpu.cost(forward, rows * tiles.depth(p, c) // common.TRANSFORMERS, x + far_v, gpu),
         _products(p, gpu, c, far_v + far_acc),
         _gpu.cost(inverse, -(-work.tiles * p.oc // common.TRANSFORMERS), y + far_acc, gpu),
     )
@@ -107,19 +107,19 @@ def _transformer(side: common.Side, gpu: Gpu) -> _gpu.Block:
 
 
 def _products(p: Problem, gpu: Gpu, c: Config, far: float) -> _gpu.Cost:
-    threads, depth = c["ty"] * c["tx"], common.steps(p, c) * c["bk"]
+    threads, depth = c["ty"] * c["tx"], tiles.steps(p, c) * c["bk"]
     warps = threads / 32
     fma = threads * c["tm"] * c["tn"] / gpu.fma
-    loads = warps * 2 * (c["tm"] + c["tn"]) / common.VECTOR
+    loads = warps * 2 * (c["tm"] + c["tn"]) / tiles.VECTOR
     step = c["bk"] * (fma + loads / 2)
-    waits = max(0.0, _gpu.LATENCY - c["ahead"] * step) * common.steps(p, c)
+    waits = max(0.0, _gpu.LATENCY - c["ahead"] * step) * tiles.steps(p, c)
     block = _gpu.Block(
-        threads, registers(c), _shared_bytes(c), common.steps(p, c) * step + c["tm"] * c["tn"] * warps,
-        waits + _gpu.LATENCY, 4.0 * (depth * (common.tall(c) + common.wide(c)) + common.tall(c) * common.wide(c)),
+        threads, registers(c), _shared_bytes(c), tiles.steps(p, c) * step + c["tm"] * c["tn"] * warps,
+        waits + _gpu.LATENCY, 4.0 * (depth * (tiles.tall(c) + tiles.wide(c)) + tiles.tall(c) * tiles.wide(c)),
     )  # fmt: skip
     work = common.work(p, c)
-    count = work.places * -(-work.tiles // common.tall(c)) * common.columns(p, c) // common.wide(c)
-    return _gpu.cost(block, count, 4.0 * work.places * common.columns(p, c) * depth + far, gpu)
+    count = work.places * -(-work.tiles // tiles.tall(c)) * tiles.columns(p, c) // tiles.wide(c)
+    return _gpu.cost(block, count, 4.0 * work.places * tiles.columns(p, c) * depth + far, gpu)
 
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
@@ -127,16 +127,16 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     columns, rows, epilogue."""
     _place_transform(sch, p)
     _place_products(sch, p, c)
-    _place_results(sch, p, c)
+    common.place_results(sch, p, c)
 
 
 def _place_transform(sch: Any, p: Problem) -> None:
     """Lanes of a block of channels, then tiles, on neighbouring threads."""
     v = sch.get_sblock("v")
     loops = sch.get_loops(v)
-    places, (group, bi, step, k, *tiles) = loops[: p.rank], loops[p.rank :]
-    ko, lane = sch.split(k, [None, common.VECTOR])
-    outer = [group, bi, step, ko, *tiles, lane]
+    places, (group, bi, step, k, *rest) = loops[: p.rank], loops[p.rank :]
+    ko, lane = sch.split(k, [None, tiles.VECTOR])
+    outer = [group, bi, step, ko, *rest, lane]
     sch.reorder(*outer, *places)
     common.place_forward(sch, p, common.bind(sch, outer))
     common.unroll(sch, places)
@@ -178,22 +178,3 @@ def _copy(sch: Any, flat: Any, c: Config) -> None:
     sch.bind(tx, "threadIdx.x")
     if lanes > 1:
         sch.vectorize(lane)
-
-
-def _place_results(sch: Any, p: Problem, c: Config) -> None:
-    """Threads as the products lie: the lanes of a block of channels, then tiles."""
-    from convc.lower.guard import GUARD
-
-    z, parts = sch.get_sblock("z"), axes(p, c)
-    for name in ("t", "y"):
-        if name in common.sblocks(sch):
-            sch.compute_inline(sch.get_sblock(name))
-    n, ob, *rest = sch.get_loops(z)
-    o, lane = rest[: p.rank], rest[p.rank :]
-    at, inner = common.cut(sch, o, parts)
-    outer = [ob, n, *at, *lane]
-    sch.reorder(*outer, *inner)
-    thread = common.bind(sch, outer)
-    sch.annotate(z, GUARD, [1] * (2 + p.rank + len(lane)))
-    common.unroll(sch, inner)
-    common.place_inverse(sch, p, thread)

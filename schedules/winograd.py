@@ -21,7 +21,7 @@ from convc.algorithm import Algorithm, Config
 from convc.numerics.bilinear import Bilinear, denominator, mantissa
 from convc.numerics.objective import largest_spread
 from convc.problem import Problem
-from convc.schedules import _gemm, _tile, _transform, _winograd_cuda, _winograd_fused, _winograd_three
+from convc.schedules import _gemm, _tile, _transform, _winograd_cuda, _winograd_fused, _winograd_three, _winograd_tiles
 from convc.schedules._tiling import Axis, axes, form_of
 from convc.target import GpuTarget, Target
 
@@ -574,8 +574,8 @@ ON_CUDA = Algorithm(
     refuses=refuses_on_cuda,
     space=space_on_cuda,
     seconds=seconds_on_cuda,
-    pack=_winograd_cuda.pack,
-    define=_winograd_cuda.define,
+    pack=_winograd_tiles.pack,
+    define=_winograd_tiles.define,
     schedule=schedule_on_cuda,
     error=error,
     memory=memory_on_cuda,
