@@ -103,13 +103,12 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
 
 
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
-    """col, x as a matrix by group of products; a and b, the operands by the lane that holds them; acc, the sums by lane
-    and register; the same as a matrix; y."""
+    """col, x as a matrix by group of products; acc, the sums; the same as a matrix; y."""
     from tvm import te, tirx
 
     total, tall, wide = rows(p), block_rows(c), block_columns(c)
     down, across = -(-total // tall), -(-columns(p, c) // wide)
-    many, size, xb = part_steps(p, c), chunk(p), c["xb"]
+    xb = c["xb"]
 
     def gathered(group: Any, step: Any, k: Any, tile: Any, row: Any, q: Any, e: Any) -> Any:
         m = tile * tall + row
@@ -124,34 +123,13 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
         found = x(*where)
         return tirx.if_then_else(tirx.all(*conditions), found, tirx.const(0, x.dtype)) if conditions else found
 
-    col = te.compute((p.g, many * c["sk"], c["bk"], down, tall, LANES[1], size), gathered, name="col")
-    a = te.compute(
-        (p.g, many * c["sk"], c["bk"], down, c["wm"], c["tm"], 2, *LANES, size),
-        lambda group, step, k, tile, wm, i, h, g, t, e:
-            col(group, step, k, tile, (wm * c["tm"] + i) * PIECE[0] + h * 8 + g, t, e),
-        name="a",
-    )  # fmt: skip
-    b = te.compute(
-        (many * c["sk"], c["bk"], across, c["wn"], c["tn"], *LANES, size),
-        lambda step, k, tile, wn, j, g, t, e: w(step, tile, k, wn * c["tn"] + j, g, t, e),
-        name="b",
-    )
-    step, k = te.reduce_axis((0, many), "step"), te.reduce_axis((0, c["bk"]), "k")
-    q, e = te.reduce_axis((0, LANES[1]), "q"), te.reduce_axis((0, size), "e")
-
-    def product(part: Any, bi: Any, bj: Any, wm: Any, wn: Any, i: Any, j: Any, g: Any, t: Any, r: Any) -> Any:
-        at, group = part * many + step, bj * wide // p.ocg if p.g > 1 else 0
-        left = a(group, at, k, bi, wm, i, r // 2, g, q, e)
-        return te.sum(_gpu.wide(left) * _gpu.wide(b(at, k, bj, wn, j, 2 * t + r % 2, q, e)), axis=[step, k, q, e])
-
-    shape = (c["sk"], down, across, c["wm"], c["wn"], c["tm"], c["tn"], *LANES, 4)
-    acc = te.compute(shape, product, name="acc")
+    shape = (p.g, part_steps(p, c) * c["sk"], c["bk"], down, tall, LANES[1], chunk(p))
+    col = te.compute(shape, gathered, name="col")
+    acc = products(col, w, p, c, c["sk"])
 
     def tiled(*index: Any) -> Any:
         *part, m, o = index
-        place = (m // tall, o // wide, m // (c["tm"] * 16) % c["wm"], o // (c["tn"] * 8) % c["wn"])
-        piece = (m // 16 % c["tm"], o // 8 % c["tn"], m % 8, o // 2 % 4, m // 8 % 2 * 2 + o % 2)
-        return acc(*(part or [0]), *place, *piece)
+        return acc(*(part or [0]), *place_of(m, o, c))
 
     parts = (c["sk"],) if c["sk"] > 1 else ()
     matrix = te.compute((*parts, down * tall, across * wide), tiled, name="matrix")
@@ -166,11 +144,47 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     return te.compute(extents, value, name="y")
 
 
+def products(left: Any, right: Any, p: Problem, c: Config, parts: int) -> Any:
+    """acc[part, tile of rows, tile of columns, warp, piece, g, t, register], the sums of as many steps each by the lane
+    and register that hold them, of left[group, step, k, tile, row, q, chunk] and right[step, tile, k, piece, g, t,
+    chunk]; on the way a and b, the operands by the lane that holds them."""
+    from tvm import te
+
+    down, across = -(-rows(p) // block_rows(c)), -(-columns(p, c) // block_columns(c))
+    many, size = part_steps(p, c), chunk(p)
+    a = te.compute(
+        (p.g, many * parts, c["bk"], down, c["wm"], c["tm"], 2, *LANES, size),
+        lambda group, step, k, tile, wm, i, h, g, t, e:
+            left(group, step, k, tile, (wm * c["tm"] + i) * PIECE[0] + h * 8 + g, t, e),
+        name="a",
+    )  # fmt: skip
+    b = te.compute(
+        (many * parts, c["bk"], across, c["wn"], c["tn"], *LANES, size),
+        lambda step, k, tile, wn, j, g, t, e: right(step, tile, k, wn * c["tn"] + j, g, t, e),
+        name="b",
+    )
+    step, k = te.reduce_axis((0, many), "step"), te.reduce_axis((0, c["bk"]), "k")
+    q, e = te.reduce_axis((0, LANES[1]), "q"), te.reduce_axis((0, size), "e")
+
+    def product(part: Any, bi: Any, bj: Any, wm: Any, wn: Any, i: Any, j: Any, g: Any, t: Any, r: Any) -> Any:
+        at, group = part * many + step, bj * block_columns(c) // p.ocg if p.g > 1 else 0
+        left = a(group, at, k, bi, wm, i, r // 2, g, q, e)
+        return te.sum(_gpu.wide(left) * _gpu.wide(b(at, k, bj, wn, j, 2 * t + r % 2, q, e)), axis=[step, k, q, e])
+
+    shape = (parts, down, across, c["wm"], c["wn"], c["tm"], c["tn"], *LANES, 4)
+    return te.compute(shape, product, name="acc")
+
+
+def place_of(m: Any, o: Any, c: Config) -> tuple[Any, ...]:
+    """Where acc has row m and column o of a part."""
+    place = (m // block_rows(c), o // block_columns(c), m // (c["tm"] * 16) % c["wm"], o // (c["tn"] * 8) % c["wn"])
+    return (*place, m // 16 % c["tm"], o // 8 % c["tn"], m % 8, o // 2 % 4, m // 8 % 2 * 2 + o % 2)
+
+
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """block of pixels, block of channels, part | warps and lanes | steps, by way of shared memory | groups | pieces."""
     from tvm import tirx
 
-    from convc.lower.mma import multiply
     from convc.lower.simple import simplify_indices
 
     acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
@@ -189,14 +203,31 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         *_, i, j, _, _, r, step, k, q, e = sch.get_loops(acc)
     else:
         sum_parts(sch, z)
-        part, bi, bj, wm, wn, i, j, g, t, r, step, k, q, e = sch.get_loops(acc)
-        sch.reorder(part, bi, bj, wm, wn, g, t, i, j, r)
-        warp = sch.fuse(wm, wn)
-        for axis, loop in zip((*AXES, *THREADS), (part, bi, bj, warp, g, t), strict=True):
-            sch.bind(loop, axis)
-        kept = sch.cache_write(acc, 0, "local")
-        sch.reverse_compute_at(kept, t)
-        sch.vectorize(sch.get_loops(kept)[-1])
+        i, j, r, step, k, q, e = place_parts(sch, acc)
+    place_products(sch, acc, (i, j, r, step, k, q, e), p, c)
+    col = sch.get_sblock("col")
+    sch.set_scope(col, 0, "shared.dyn")
+    stage(sch, col, step, c, vector=is_vector(p, c))
+
+
+def place_parts(sch: Any, acc: Any) -> tuple[Any, ...]:
+    """A part as it is in memory, in 16 bytes a lane and piece; the loops i, j, r, step, k, q, e."""
+    part, bi, bj, wm, wn, i, j, g, t, r, step, k, q, e = sch.get_loops(acc)
+    sch.reorder(part, bi, bj, wm, wn, g, t, i, j, r)
+    warp = sch.fuse(wm, wn)
+    for axis, loop in zip((*AXES, *THREADS), (part, bi, bj, warp, g, t), strict=True):
+        sch.bind(loop, axis)
+    kept = sch.cache_write(acc, 0, "local")
+    sch.reverse_compute_at(kept, t)
+    sch.vectorize(sch.get_loops(kept)[-1])
+    return i, j, r, step, k, q, e
+
+
+def place_products(sch: Any, acc: Any, loops: Sequence[Any], p: Problem, c: Config) -> None:
+    """Steps, groups | pieces, each by one instruction for every lane's two parts."""
+    from convc.lower.mma import multiply
+
+    i, j, r, step, k, q, e = loops
     half, e = sch.split(e, [2, None])  # an instruction takes one, and no two in a row add to the same sums
     sch.reorder(step, k, half, i, j, r, q, e)
     sch.decompose_reduction(acc, step)
@@ -211,7 +242,6 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         sch.vectorize(lanes)
     for loop in (k, half, i, j):
         sch.unroll(loop)
-    _stage(sch, step, p, c)
 
 
 def _bind_tiles(sch: Any, z: Any, acc: Any, p: Problem, c: Config) -> Any:
@@ -239,13 +269,10 @@ def _register(bi: Any, bj: Any, wm: Any, wn: Any, g: Any, t: Any, i: Any, j: Any
     return (0, bi, bj, wm, wn, i, j, g, t, h * 2 + two)
 
 
-def _stage(sch: Any, step: Any, p: Problem, c: Config) -> None:
+def stage(sch: Any, left: Any, step: Any, c: Config, *, vector: bool) -> None:
     """Both operands of a step in shared memory, copied by all threads of the block, steps ahead where chunks are."""
-    col = sch.get_sblock("col")
-    sch.set_scope(col, 0, "shared.dyn")
-    sch.compute_at(col, step, preserve_unit_loops=True)
-    *_, k, tile, row, q, e = sch.get_loops(col)
-    vector = is_vector(p, c)
+    sch.compute_at(left, step, preserve_unit_loops=True)
+    *_, k, tile, row, q, e = sch.get_loops(left)
     _copy(sch, [k, tile, row, q] if vector else [k, tile, row, q, e], e if vector else None, c)
     w = sch.cache_read(sch.get_sblock("b"), 0, "shared.dyn")
     sch.compute_at(w, step, preserve_unit_loops=True)
