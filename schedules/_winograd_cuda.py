@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from convc.algorithm import Config
+from convc.gpu import MOST_REGISTERS, Gpu
 from convc.problem import Problem
 from convc.schedules import _gpu, _transform
 from convc.schedules._index import ravel, unravel
@@ -23,7 +24,7 @@ from convc.schedules._tiling import Axis, axes, form_of
 from convc.target import Target
 
 TRANSFORMERS = 128  # threads of a block that transforms
-ACCUMULATED = "float32"  # what products are added in
+ACCUMULATED, SUMMED = "float32", 4  # what products are added in, and its bytes
 ADDRESSES = 50  # instructions of a thread that transforms, beside loads, stores and arithmetic
 
 Place = Callable[..., Any]
@@ -81,6 +82,33 @@ def _side(taken: Sequence[int], given: Sequence[int], passes: Sequence[float]) -
         return Side(taken[0], given[0], passes[0], taken[0])
     arithmetic = passes[0] * taken[1] + passes[1] * given[0]
     return Side(math.prod(taken), math.prod(given), arithmetic, given[0] * taken[1] + taken[0])
+
+
+def far(gpu: Gpu, *sizes: int) -> list[int]:
+    """Bytes of what lies between two kernels that come from memory: none where half of L2 holds it."""
+    return [size if size > gpu.l2 / 2 else 0 for size in sizes]
+
+
+def transforms(
+    p: Problem, gpu: Gpu, c: Config, threads: int, size: int, far: Sequence[int]
+) -> tuple[_gpu.Cost, _gpu.Cost]:
+    """Of x, by so many threads, and of acc; x, v and y are of `size` bytes, `far` bytes of v and of acc in memory."""
+    shape, (v, acc) = work(p, c), far
+    x, y = size * p.mb * p.ic * math.prod(p.i), size * p.mb * p.oc * math.prod(p.o)
+    taken, given = shape.sides
+    forward, inverse = _transformer(taken, gpu, size, size), _transformer(given, gpu, SUMMED, size)
+    return (
+        _gpu.cost(forward, threads // TRANSFORMERS, x + v, gpu),
+        _gpu.cost(inverse, -(-shape.tiles * p.oc // TRANSFORMERS), y + acc, gpu),
+    )
+
+
+def _transformer(side: Side, gpu: Gpu, loaded: int, stored: int) -> _gpu.Block:
+    """A block of threads that transform, of bytes of a number; a window's loads are all on their way at once."""
+    return _gpu.Block(
+        TRANSFORMERS, min(MOST_REGISTERS, side.held + 30), 0, TRANSFORMERS * side.instructions / gpu.fma,
+        _gpu.LATENCY, float(TRANSFORMERS * (side.loads * loaded + side.stores * stored)),
+    )  # fmt: skip
 
 
 def pack(w: Any, p: Problem, c: Config, lead: Sequence[int], place: Place) -> Any:

@@ -69,7 +69,7 @@ def _shared_bytes(p: Problem, c: Config) -> int:
     return 4 * places * max(c["bk"] * (row + tiles.wide(c)), tiles.tall(c) * c["tx"] * tiles.VECTOR)
 
 
-def cost(p: Problem, target: Target, c: Config) -> _gpu.Cost:
+def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, ...]:
     assert isinstance(target, GpuTarget)
     work, gpu, threads = common.work(p, c), target.gpu, _threads(p, c)
     tall, wide, steps = tiles.tall(c), tiles.wide(c), tiles.steps(p, c)
@@ -89,11 +89,11 @@ def cost(p: Problem, target: Target, c: Config) -> _gpu.Cost:
     columns = tiles.columns(p, c)
     x, y = p.mb * p.ic * math.prod(p.i), p.mb * p.oc * math.prod(p.o)
     compulsory = 4.0 * (x + y + work.places * columns * steps * c["bk"])
-    return _gpu.cost(block, -(-work.tiles // tall) * columns // wide, compulsory, gpu)
+    return (_gpu.cost(block, -(-work.tiles // tall) * columns // wide, compulsory, gpu),)
 
 
-def seconds(p: Problem, target: Target, c: Config) -> float:
-    return cost(p, target, c).seconds
+def memory(p: Problem, c: Config) -> int:
+    return 0
 
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:

@@ -8,12 +8,11 @@ With `ahead` the copies of the next step are on their way to shared memory while
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from convc.algorithm import Config
-from convc.gpu import MOST_REGISTERS, STATIC_SHARED, Gpu
+from convc.gpu import STATIC_SHARED, Gpu
 from convc.problem import Problem
 from convc.schedules import _gemm, _gpu
 from convc.schedules import _winograd_cuda as common
@@ -73,37 +72,14 @@ def _between(p: Problem, c: Config, channels: int) -> int:
     return 4 * work.places * _gpu.rounded(work.tiles, tiles.tall(c)) * channels
 
 
-def seconds(p: Problem, target: Target, c: Config) -> float:
-    return sum(cost.seconds for cost in costs(p, target, c))
-
-
-def limit(p: Problem, target: Target, c: Config) -> str:
-    """That of the kernel which takes longest."""
-    return max(costs(p, target, c), key=lambda cost: cost.seconds).limit
-
-
-def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, _gpu.Cost, _gpu.Cost]:
-    """Of the three kernels. What lies between two of them comes from L2 if half of it holds that."""
+def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, ...]:
+    """Of the three kernels."""
     assert isinstance(target, GpuTarget)
-    work, gpu = common.work(p, c), target.gpu
-    v, acc = _between(p, c, tiles.depth(p, c)), _between(p, c, tiles.columns(p, c))
-    far_v, far_acc = (size if size > gpu.l2 / 2 else 0 for size in (v, acc))
-    x, y = 4 * p.mb * p.ic * math.prod(p.i), 4 * p.mb * p.oc * math.prod(p.o)
-    forward, inverse = (_transformer(side, gpu) for side in work.sides)
-    rows = _gpu.rounded(work.tiles, tiles.tall(c))
-    return (
-        _gpu.cost(forward, rows * tiles.depth(p, c) // common.TRANSFORMERS, x + far_v, gpu),
-        _products(p, gpu, c, far_v + far_acc),
-        _gpu.cost(inverse, -(-work.tiles * p.oc // common.TRANSFORMERS), y + far_acc, gpu),
-    )
-
-
-def _transformer(side: common.Side, gpu: Gpu) -> _gpu.Block:
-    """A block of threads that transform; a window's loads are all on their way at once."""
-    return _gpu.Block(
-        common.TRANSFORMERS, min(MOST_REGISTERS, side.held + 30), 0, common.TRANSFORMERS * side.instructions / gpu.fma,
-        _gpu.LATENCY, 4.0 * common.TRANSFORMERS * (side.loads + side.stores),
-    )  # fmt: skip
+    gpu, depth, columns = target.gpu, tiles.depth(p, c), tiles.columns(p, c)
+    far = common.far(gpu, _between(p, c, depth), _between(p, c, columns))
+    rows = _gpu.rounded(common.work(p, c).tiles, tiles.tall(c))
+    forward, inverse = common.transforms(p, gpu, c, rows * depth, 4, far)
+    return forward, _products(p, gpu, c, sum(far)), inverse
 
 
 def _products(p: Problem, gpu: Gpu, c: Config, far: float) -> _gpu.Cost:

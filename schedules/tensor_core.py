@@ -99,26 +99,32 @@ def shared_bytes(p: Problem, c: Config) -> int:
 
 def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     gpu, size = target.gpu, 16 // _mma.chunk(p)
-    tall, wide, warps = _mma.block_rows(c), _mma.block_columns(c), c["wm"] * c["wn"]
-    count = -(-_gemm.rows(p) // tall) * -(-_gemm.columns(p, c) // wide)
-    many = _mma.part_steps(p, c)
-    products = tall * wide * _mma.depth(p, c) / (gpu.tensor * (1.0 if p.dtype in HALVES else 0.5))
-    chunks = 4 * c["bk"] * (tall + wide)
-    shared = 4.0 * warps * c["bk"] * (2 * c["tm"] + c["tn"]) + chunks / 8
-    pieces = 1 if _mma.is_vector(p, c) else _mma.chunk(p)
-    copies = chunks / WARP * (COPY if pieces == 1 else ALONE * pieces)
-    issued = warps * c["bk"] * (2 * c["tm"] * c["tn"] + 6 * c["tm"] + c["tn"]) + copies
-    step = max(products, shared, issued / 4) + BARRIER + GATHERED * 4 * c["bk"] * tall
-    epilogue = 12.0 * tall * wide / WARP / 4
-    waits = _gpu.LATENCY + many * max(0.0, _gpu.LATENCY - (c["st"] - 1) * step)
-    moved = float(many * chunks * 16)
-    block = _gpu.Block(warps * WARP, registers(c), shared_bytes(p, c), many * step + epilogue, waits, moved)
+    copied, pieces = (COPY, 1) if _mma.is_vector(p, c) else (ALONE, _mma.chunk(p))
     compulsory = float(size) * (p.mb * p.ic * math.prod(p.i) + p.oc * p.reduction + _gemm.rows(p) * p.oc)
-    found = _gpu.cost(block, count * c["sk"], compulsory, gpu)
+    found = _gpu.cost(block(p, target, c, copied * pieces, GATHERED), blocks(p, c) * c["sk"], compulsory, gpu)
     if c["sk"] == 1:
         return found
     parts = 4.0 * (c["sk"] + 1) * _gemm.rows(p) * _gemm.columns(p, c)
     return _gpu.Cost(found.seconds + _gpu.streamed(parts, gpu), found.limit)
+
+
+def blocks(p: Problem, c: Config) -> int:
+    """Of a part."""
+    return -(-_gemm.rows(p) // _mma.block_rows(c)) * -(-_gemm.columns(p, c) // _mma.block_columns(c))
+
+
+def block(p: Problem, target: GpuTarget, c: Config, copied: float, gathered: float) -> _gpu.Block:
+    """A block's part of the sum, where a chunk takes `copied` instructions, and one of x `gathered` cycles."""
+    tall, wide, warps = _mma.block_rows(c), _mma.block_columns(c), c["wm"] * c["wn"]
+    many, chunks = _mma.part_steps(p, c), 4 * c["bk"] * (tall + wide)
+    products = tall * wide * _mma.depth(p, c) / (target.gpu.tensor * (1.0 if p.dtype in HALVES else 0.5))
+    shared = 4.0 * warps * c["bk"] * (2 * c["tm"] + c["tn"]) + chunks / 8
+    issued = warps * c["bk"] * (2 * c["tm"] * c["tn"] + 6 * c["tm"] + c["tn"]) + chunks / WARP * copied
+    step = max(products, shared, issued / 4) + BARRIER + gathered * 4 * c["bk"] * tall
+    epilogue = 12.0 * tall * wide / WARP / 4
+    waits = _gpu.LATENCY + many * max(0.0, _gpu.LATENCY - (c["st"] - 1) * step)
+    moved = float(many * chunks * 16)
+    return _gpu.Block(warps * WARP, registers(c), shared_bytes(p, c), many * step + epilogue, waits, moved)
 
 
 def seconds(p: Problem, target: Target, c: Config) -> float:

@@ -18,10 +18,21 @@ from functools import lru_cache
 from typing import Any
 
 from convc.algorithm import Algorithm, Config
-from convc.numerics.bilinear import Bilinear, denominator, mantissa
+from convc.dtypes import HALVES, ROUNDING
+from convc.numerics.bilinear import Bilinear, denominator, mantissa, significand
 from convc.numerics.objective import largest_spread
 from convc.problem import Problem
-from convc.schedules import _gemm, _tile, _transform, _winograd_cuda, _winograd_fused, _winograd_three, _winograd_tiles
+from convc.schedules import (
+    _gemm,
+    _tile,
+    _transform,
+    _winograd_cuda,
+    _winograd_fused,
+    _winograd_tensor,
+    _winograd_three,
+    _winograd_tiles,
+    tensor_core,
+)  # fmt: skip
 from convc.schedules._tiling import Axis, axes, form_of
 from convc.target import GpuTarget, Target
 
@@ -48,9 +59,10 @@ EXPOSED = 0.34  # part of the streaming of weights that nothing hides where one 
 # worst output times sqrt(BASE + DEPTH * C). Fitted to F(2, 3) to F(8, 3) with 32 to 512 channels: off by at most x1.35.
 BASE, DEPTH = 2.0, 0.19
 MARGIN = 2.5
+STORED = 0.4  # in place of BASE, where v and u are rounded to 2 bytes and nothing else is
 FEWEST, KEPT = 8, 5  # on GPUs: channels that it is for; configs of a tile shape, in every layout
 SMALL = 9  # whole numbers x, and w in units of the grain, are at most
-MANTISSA = {"float32": 24, "float64": 53}  # bits
+MANTISSA = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}  # bits
 
 
 def refuses(p: Problem, target: Target) -> str | None:
@@ -231,10 +243,14 @@ def _operations(m: int, r: int, stride: int, inverse: bool) -> float:
 
 
 def grain(p: Problem, c: Config) -> int:
-    """The denominators of both transforms of the weights, where the type holds every number on the way."""
+    """The denominators of both transforms of the weights, where every number on the way is held: by the type, or by
+    float32 where that has 2 bytes, and then both factors of a product by it."""
     forms = [axis.form for axis in axes(p, c)]
     wanted = sum(_mantissa(c[f"m{a}"], p.k[a], p.s[a]) for a in range(p.rank)) + math.log2(SMALL**2 * p.icg)
-    return math.prod(denominator(form) for form in forms) if wanted <= MANTISSA[p.dtype] else 0
+    held = wanted <= MANTISSA["float32" if p.dtype in HALVES else p.dtype]
+    if p.dtype in HALVES:
+        held = held and sum(map(significand, forms)) + math.log2(SMALL) <= MANTISSA[p.dtype]
+    return math.prod(denominator(form) for form in forms) if held else 0
 
 
 def memory(p: Problem, c: Config) -> int:
@@ -258,8 +274,11 @@ def _spread(m: int, r: int, stride: int) -> float:
 def error(p: Problem, c: Config) -> float:
     """MARGIN times the largest error, relative to the largest |y|, of independent normal data. It grows by lambda in
     the transforms, which is known in closed form, and by the root of the channels in the sums over them."""
-    spreads = math.prod(_spread(c[f"m{a}"], p.k[a], p.s[a]) for a in range(p.rank))
-    return MARGIN * spreads * math.sqrt(BASE + DEPTH * p.icg)
+    return MARGIN * _spreads(p, c) * math.sqrt(BASE + DEPTH * p.icg)
+
+
+def _spreads(p: Problem, c: Config) -> float:
+    return math.prod(_spread(c[f"m{a}"], p.k[a], p.s[a]) for a in range(p.rank))
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:
@@ -520,10 +539,13 @@ ALGORITHM = Algorithm(
 
 
 def refuses_on_cuda(p: Problem, target: Target) -> str | None:
+    assert isinstance(target, GpuTarget)
     if p.kind != "conv":
         return f"the problem is {p.kind}"
-    if p.dtype != "float32":
-        return f"{p.dtype} is not float32"
+    if p.dtype not in ("float32", *HALVES):
+        return f"{p.dtype} is neither float32 nor of 2 bytes"
+    if p.dtype in HALVES and target.capability < tensor_core.CAPABILITY:
+        return f"{target.label} is older than sm_80"
     if p.rank > 2:
         return f"{p.rank} axes"
     if all(len(_tiles(p, a)) == 1 for a in range(p.rank)):
@@ -546,26 +568,50 @@ def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
     def modelled(c: Config) -> float:
         return seconds_on_cuda(p, target, c)
 
-    forms = (_winograd_three.configs, _winograd_fused.configs)
-    best = [c for m in _shapes(p) for form in forms for c in sorted(form(p, target, m), key=modelled)[:KEPT]]
+    forms = (_winograd_tensor,) if p.dtype in HALVES else (_winograd_three, _winograd_fused)
+    best = [c for m in _shapes(p) for form in forms for c in sorted(form.configs(p, target, m), key=modelled)[:KEPT]]
     found = [{**c, "xb": xb, "yb": yb} for xb, yb in _gemm.layouts(p, target) for c in best]
     return sorted(found, key=modelled)
 
 
+def _form(p: Problem, c: Config) -> Any:
+    """The file whose kernels a config is of."""
+    if p.dtype in HALVES:
+        return _winograd_tensor
+    return _winograd_fused if c["fused"] else _winograd_three
+
+
 def seconds_on_cuda(p: Problem, target: Target, c: Config) -> float:
-    return (_winograd_fused.seconds if c["fused"] else _winograd_three.seconds)(p, target, c)
+    return float(sum(cost.seconds for cost in _form(p, c).costs(p, target, c)))
 
 
 def limit_on_cuda(p: Problem, target: Target, c: Config) -> str:
-    return _winograd_fused.cost(p, target, c).limit if c["fused"] else _winograd_three.limit(p, target, c)
+    """That of the kernel which takes longest."""
+    return str(max(_form(p, c).costs(p, target, c), key=lambda cost: cost.seconds).limit)
+
+
+def error_on_cuda(p: Problem, c: Config) -> float:
+    """As `error`; of 2-byte types what rounds is v and u, once each, and y."""
+    if p.dtype not in HALVES:
+        return error(p, c)
+    summed = ROUNDING["float32"] / ROUNDING[p.dtype]
+    return 1.0 + MARGIN * _spreads(p, c) * math.sqrt(STORED + (BASE + DEPTH * p.icg) * summed**2)
+
+
+def pack_on_cuda(w: Any, p: Problem, c: Config) -> Any:
+    return (_winograd_tensor if p.dtype in HALVES else _winograd_tiles).pack(w, p, c)
+
+
+def define_on_cuda(x: Any, w: Any, p: Problem, c: Config) -> Any:
+    return (_winograd_tensor if p.dtype in HALVES else _winograd_tiles).define(x, w, p, c)
 
 
 def schedule_on_cuda(sch: Any, p: Problem, target: Target, c: Config) -> None:
-    (_winograd_fused.schedule if c["fused"] else _winograd_three.schedule)(sch, p, target, c)
+    _form(p, c).schedule(sch, p, target, c)
 
 
 def memory_on_cuda(p: Problem, c: Config) -> int:
-    return 0 if c["fused"] else _winograd_three.memory(p, c)
+    return int(_form(p, c).memory(p, c))
 
 
 ON_CUDA = Algorithm(
@@ -574,10 +620,10 @@ ON_CUDA = Algorithm(
     refuses=refuses_on_cuda,
     space=space_on_cuda,
     seconds=seconds_on_cuda,
-    pack=_winograd_tiles.pack,
-    define=_winograd_tiles.define,
+    pack=pack_on_cuda,
+    define=define_on_cuda,
     schedule=schedule_on_cuda,
-    error=error,
+    error=error_on_cuda,
     memory=memory_on_cuda,
     arrange=_winograd_cuda.arrange,
     grain=grain,

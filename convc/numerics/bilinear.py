@@ -128,6 +128,11 @@ def mantissa(b: Bilinear) -> float:
     return max(found)
 
 
+def significand(b: Bilinear) -> float:
+    """Bits that hold every number of BT x and of G w alone, for the same x and w."""
+    return max(math.log2(_magnitude(row) / _unit_of(row)) for row in (*b.bt, *b.g))
+
+
 def _magnitude(row: Sequence[Fraction]) -> Fraction:
     return sum((abs(v) for v in row), ZERO)
 
