@@ -14,14 +14,19 @@ import pytest
 from cuda_build import choices, golden, layer_weight
 from cuda_check import LIMITS, images, judge, sample
 from cuda_networks import NETWORKS, Weight, onnx_of
+from cuda_points import computed_at, sets
 from cuda_shim import needs_shim, on_shim
 from cuda_slim import Draws, open_slim, save_slim
 from cuda_subjects import Layer, layer, subjects
+from test_cuda_tensor_core import machine
+from test_cuda_tensor_core import run as run_kernels
 
+from convc.algorithm import algorithms
 from convc.errors import BadArtifactError
 from convc.problem import Problem
 from convc.runtime import driver
 from convc.runtime.artifact import WEIGHTS, Artifact
+from convc.tune.workload import Workload
 
 pytestmark = needs_shim
 WHAT = ("twelve/tiny/f32", "networks/tiny/b1/f32", "networks/tiny/b2/f32")
@@ -198,6 +203,34 @@ def test_types_and_steps_have_what_is_theirs() -> None:
     text = "mb64_ic64ih56_oc64_kh3"
     steps, _ = choices(layer("ablation", "a", text, "f32", "ablation"), "cuda/sm_80", tries=1, best=2)
     assert len(steps) >= 5 and {choice.algorithm for _, choice in steps} == {"im2win"}
+
+
+def test_the_table_of_points_has_the_products_and_the_points_of_others() -> None:
+    subject = layer("points", "a", "mb1_ic64ih56_oc64oh56_kh3ph1", "f16", "points")
+    found, refused = choices(subject, "cuda/sm_80", tries=1, best=2)
+    labels = [label for label, _ in found]
+    assert not refused and labels[:2] == ["tensor_core", "F(2,3) at the points of convc"]
+    assert {f"F(6,3) at the points of {name}" for name in ("convc", "NOVA", "integers")} < {*labels}
+
+
+def test_points_of_others_are_computed_at_and_only_where_asked() -> None:
+    """On the shim, F(6, 3) in float16: NOVA's points are off by several times as much as convc's, as its bound says."""
+    p, target = Problem.parse("mb1_ic16ih18_oc16_kh3ph1_float16"), machine("cuda/sm_80")
+    winograd = algorithms("cuda")["winograd"]
+    choice = winograd.choice(next(c for c in winograd.space(p, target) if c["m0"] == c["m1"] == 6))
+    workload = Workload(p)
+    data = workload.data(choice, exact=False)
+    asked = data.tolerance >= 0
+
+    def error() -> float:
+        found = run_kernels(workload, choice, target, data).astype(np.float64)
+        return float(np.sqrt(np.mean((found - data.expected)[asked] ** 2)))
+
+    own, bound = error(), winograd.error(p, choice.config)
+    with computed_at(sets(6, 3)["NOVA"]):
+        others, looser = error(), winograd.error(p, choice.config)
+    assert others > 3 * own and looser > 3 * bound
+    assert winograd.error(p, choice.config) == bound and error() == own
 
 
 def test_the_golden_image_is_the_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import time
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cuda_points
 import numpy as np
 from cuda_networks import Array, Weight, onnx_of
 from cuda_slim import Draws, save_slim
@@ -36,8 +38,6 @@ from convc.runtime.package import package
 from convc.target import Target, parse_target
 
 LEFT_OUT = ("fallback",)  # it is there for what nothing else takes, and slow enough to spend the whole time of a GPU
-OUTPUTS = (2, 4, 6)  # m of the table of points
-POINTS = ("integers", "NOVA")  # beside convc's own
 MOST_WORDS = 300  # characters of an error
 MOST_GOLDEN = 4e11  # FLOP of a network that numpy is asked for
 
@@ -81,6 +81,11 @@ def artifact_of(plan: Plan, machine: Target) -> Artifact:
 
 def made(task: Task) -> dict[str, Any]:
     """Build the artifact and write its slim file; its row of the plan file."""
+    with _at_points(task.label):
+        return _made(task)
+
+
+def _made(task: Task) -> dict[str, Any]:
     subject, start = task.subject, time.perf_counter()
     machine = computing(parse_target(task.target), subject.dtype)
     row: dict[str, Any] = {"label": task.label, "file": task.file.name}
@@ -151,18 +156,34 @@ def _ablation(p: Problem, machine: Target) -> tuple[list[tuple[str, Choice]], di
 
 
 def _points(p: Problem, machine: Target) -> tuple[list[tuple[str, Choice]], dict[str, str]]:
-    """F(m, 3) at convc's points. Others wait for configs that name points."""
-    algorithm = algorithms("cuda")["winograd"]
-    if reason := refusal(algorithm, p, machine):
-        return [], {"winograd": reason}
-    found, refused = [], {f"F(6,3) at the points of {name}": "configs name no points" for name in POINTS}
-    for m in OUTPUTS:
-        fitting = [c for c in algorithm.space(p, machine) if all(c[key] == m for key in c if key in ("m0", "m1"))]
-        if fitting:
-            found.append((f"F({m},3), convc's points", algorithm.choice(fitting[0])))
+    """The products themselves, and F(m, r) at the points of each: of one tile in one config."""
+    found: list[tuple[str, Choice]] = []
+    refused = {}
+    for name in ("tensor_core", "winograd"):
+        algorithm = algorithms("cuda")[name]
+        if reason := refusal(algorithm, p, machine):
+            refused[name] = reason
+        elif name == "tensor_core":
+            found.append((name, algorithm.choice(algorithm.space(p, machine)[0])))
         else:
-            refused[f"F({m},3)"] = "no config has this tile"
+            space = algorithm.space(p, machine)
+            for m, r in cuda_points.TABLE:
+                fitting = [c for c in space if (c["m0"], c["m1"]) == (m, m) and p.k == (r, r)]
+                found += [(_label(m, r, of), algorithm.choice(c)) for c in fitting[:1] for of in cuda_points.sets(m, r)]
     return found, refused
+
+
+def _label(m: int, r: int, points: str) -> str:
+    return f"F({m},{r}) at the points of {points}"
+
+
+def _at_points(label: str) -> contextlib.AbstractContextManager[None]:
+    """Those that a label of `_points` names."""
+    for m, r in cuda_points.TABLE:
+        for points, b in cuda_points.sets(m, r).items():
+            if label == _label(m, r, points):
+                return cuda_points.computed_at(b)
+    return contextlib.nullcontext()
 
 
 def golden(name: str) -> list[float]:

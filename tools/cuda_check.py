@@ -38,14 +38,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`error` is the largest over the root mean square of the outputs; `reason` why it is wrong, or None."""
+    """`error` is the largest over the root mean square of the outputs, `rms` that of all errors; `reason` why it is
+    wrong, or None."""
 
     error: float
     reason: str | None
+    rms: float | None = None
 
     @property
     def row(self) -> dict[str, Any]:
-        return {"error": self.error, "wrong": self.reason}
+        return {"error": self.error, "rms": self.rms, "wrong": self.reason}
 
 
 def images(shape: Sequence[int], dtype: str) -> Array:
@@ -88,18 +90,20 @@ def judge(found: Array, wanted: Sample, dtype: str, stored: str, *, mixes: bool,
     what errors that come at random leave of it."""
     difference = np.abs(found.astype(np.float64) - wanted.expected)
     size = float(np.sqrt(np.mean(wanted.expected**2))) or 1.0
-    error = float(difference.max() / size)
-    limit = (MIXING if mixes else LIMITS)[dtype]
-    if not error <= limit:
-        worst = wanted.places[int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))]
-        where = tuple(int(i) for i in worst)
-        return Verdict(error, f"off by {error:.1e} of a typical output at {where}, where {limit:g} is allowed")
-    if bound is not None:
-        reach = wanted.magnitude.max() if mixes else wanted.magnitude
-        allowed = bound * reach + (3 * ROUNDING[stored] + (TF32 if dtype == "tf32" else 0.0)) * wanted.magnitude
-        if (excess := float((difference / allowed).max())) > 1:
-            return Verdict(error, f"off by {excess:.1f} times what the algorithm promises")
-    return Verdict(error, None)
+    error, rms = float(difference.max() / size), float(np.sqrt(np.mean(difference**2)) / size)
+    if mixes and bound is not None:  # of the largest |y|, which is known from the sample only
+        allowed = bound * np.abs(wanted.expected).max() + 3 * ROUNDING[stored] * wanted.magnitude
+    else:
+        if not error <= (limit := (MIXING if mixes else LIMITS)[dtype]):
+            worst = wanted.places[int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))]
+            where = tuple(int(i) for i in worst)
+            return Verdict(error, f"off by {error:.1e} of a typical output at {where}, where {limit:g} is allowed", rms)
+        if bound is None:
+            return Verdict(error, None, rms)
+        allowed = (bound + 3 * ROUNDING[stored] + (TF32 if dtype == "tf32" else 0.0)) * wanted.magnitude
+    if not (excess := float((difference / allowed).max())) <= 1:
+        return Verdict(error, f"off by {excess:.1f} times what the algorithm promises", rms)
+    return Verdict(error, None, rms)
 
 
 def judge_network(found: Array, golden: Array, dtype: str) -> Verdict:

@@ -23,7 +23,7 @@ def tables(results: Found) -> Iterator[str]:
         for dtype in dict.fromkeys(found.get("dtype") for found in rows if found.get("dtype")):
             same = [found for found in rows if found.get("dtype") == dtype]
             yield f"\n## {title}, {dtype}\n"
-            yield from (_steps(same) if group in ("ablation", "points") else _compared(same))
+            yield from KINDS.get(group, _compared)(same)
     yield from _troubles(results)
 
 
@@ -81,7 +81,7 @@ def _geomean(rows: Sequence[Found]) -> str:
 
 
 def _steps(rows: Sequence[Found]) -> Iterator[str]:
-    """A row for each step or set of points: us and error of each subject, and what it gains over the step before."""
+    """A row for each step: us and error of each subject, and what it gains over the step before."""
     labels = list(dict.fromkeys(label for found in rows for label in found["contenders"]))
     cells = []
     for i, label in enumerate(labels):
@@ -94,6 +94,25 @@ def _steps(rows: Sequence[Found]) -> Iterator[str]:
         errors = [e["error"] for e in entries if e.get("error") is not None]
         cells.append([label, *map(_us, entries), gain, f"{max(errors):.1e}" if errors else ""])
     yield from markdown(["", *(f">{name_of(f)} us" for f in rows), ">gain", ">error"], cells)
+
+
+def _points(rows: Sequence[Found]) -> Iterator[str]:
+    """A row for each F(m, r) and its points: us of each subject, its time beside F(2, 3)'s, and of the errors relative
+    to the root mean square of y their own and the largest."""
+    labels = list(dict.fromkeys(label for found in rows for label in found["contenders"]))
+    first = next((label for label in labels if label.startswith("F(")), "")
+    cells = []
+    for label in labels:
+        entries = [found["contenders"].get(label, {}) for found in rows]
+        pairs = [(e.get("us"), f["contenders"].get(first, {}).get("us")) for e, f in zip(entries, rows, strict=True)]
+        times = [us / beside for us, beside in pairs if us and beside]
+        time = f"x{statistics.geometric_mean(times):.2f}" if times else ""
+        worst = [max((e[key] for e in entries if e.get(key) is not None), default=None) for key in ("rms", "error")]
+        cells.append([label, *map(_us, entries), time, *("" if w is None else f"{w:.1e}" for w in worst)])
+    yield from markdown(["", *(f">{name_of(f)} us" for f in rows), ">time", ">rms error", ">largest"], cells)
+
+
+KINDS = {"ablation": _steps, "points": _points}
 
 
 def _verdict(found: Found) -> str:
