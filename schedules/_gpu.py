@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from convc.algorithm import Config
 from convc.dtypes import HALVES, definition_error
 from convc.gpu import REGISTERS, WARP, Gpu
 from convc.problem import Problem
-from convc.target import Target
+from convc.target import GpuTarget, Target
 
 LAUNCH = 2.5e-6  # seconds from one kernel of a graph to the next
 REACHED = 0.82  # of the multiply-adds a cycle, at best: convolutions with 64 to 512 channels on an H200
@@ -69,6 +70,22 @@ def cost(block: Block, count: int, compulsory: float, gpu: Gpu) -> Cost:
     }
     limit = max(limits, key=lambda name: limits[name])
     return Cost(LAUNCH + limits[limit], limit)
+
+
+def modelled(
+    cost: Callable[[Problem, GpuTarget, Config], Cost],
+) -> tuple[Callable[[Problem, Target, Config], float], Callable[[Problem, Target, Config], str]]:
+    """`seconds` and `limit` of an Algorithm whose model is `cost`."""
+
+    def seconds(p: Problem, target: Target, c: Config) -> float:
+        assert isinstance(target, GpuTarget)
+        return cost(p, target, c).seconds
+
+    def limit(p: Problem, target: Target, c: Config) -> str:
+        assert isinstance(target, GpuTarget)
+        return cost(p, target, c).limit
+
+    return seconds, limit
 
 
 def lanes(p: Problem, target: Target) -> int:
