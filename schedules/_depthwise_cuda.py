@@ -101,21 +101,6 @@ def _down(p: Problem, c: Config) -> tuple[int, ...]:
     return (*p.o[:-2], -(-p.o[-2] // c["rh"]) * c["rh"], p.o[-1])
 
 
-def pack(w: Any, p: Problem, c: Config) -> Any:
-    """[oc, 1, *k] -> [oc blocks, *k, lanes], missing channels 0."""
-    from tvm import te, tirx
-
-    lanes = c["yb"]
-
-    def value(block: Any, *rest: Any) -> Any:
-        *taps, lane = rest
-        channel = block * lanes + lane
-        found = w(tirx.min(channel, p.oc - 1), 0, *taps)
-        return found if p.oc % lanes == 0 else tirx.if_then_else(channel < p.oc, found, tirx.const(0, w.dtype))
-
-    return te.compute((-(-p.oc // lanes), *p.k, lanes), value, name="packed")
-
-
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     """y[n, b, *o, lane] = sum over the taps of xp[n, b, o*s + k*d, lane] * w[b, *k, lane], xp the padded x."""
     from tvm import te
