@@ -85,7 +85,7 @@ def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[
 
 def _fits(p: Problem, c: Config, target: GpuTarget) -> bool:
     threads = c["ty"] * c["tx"]
-    if (c["bk"] * block_columns(c)) % (threads * VECTOR) and (c["bk"] * block_columns(c)) % threads:
+    if (c["bk"] * block_columns(c)) % threads:
         return False
     if (c["bk"] * block_rows(c)) % (threads * vector(p, c)):
         return False
