@@ -164,8 +164,7 @@ def place_strips(sch: Any, p: Problem, c: Config) -> None:
     from convc.lower.guard import GUARD
 
     y, z = sch.get_sblock("y"), sch.get_sblock("z")
-    if "t" in (sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))):
-        sch.compute_inline(sch.get_sblock("t"))
+    _gpu.inline(sch, {"t"})
     out = sch.cache_write(z, 0, "local")
     n, block, *rest = sch.get_loops(out)
     pixel, lane = rest[: p.rank], rest[p.rank :]

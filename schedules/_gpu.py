@@ -1,4 +1,5 @@
-"""What a kernel costs on a GPU: occupancy, waves, and the tightest of the machine's limits."""
+"""What schedules for GPUs share: what a kernel costs there, by occupancy, waves and the tightest of the machine's
+limits, and small steps."""
 
 from __future__ import annotations
 
@@ -107,6 +108,13 @@ def streamed(size: float, gpu: Gpu) -> float:
     """Seconds of a kernel that does little but move `size` bytes once."""
     rate = gpu.l2_rate * gpu.clock if size < gpu.l2 / 2 else 0.85 * gpu.bandwidth
     return LAUNCH + size / rate
+
+
+def inline(sch: Any, names: set[str]) -> None:
+    """Sblocks of these names, where there are any, are computed where they are read."""
+    for sblock in sch.get_child_blocks(sch.get_sblock("root")):
+        if sch.get(sblock).name_hint in names:
+            sch.compute_inline(sblock)
 
 
 def rounded(value: int, step: int) -> int:

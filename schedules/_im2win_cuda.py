@@ -22,6 +22,7 @@ from typing import Any
 
 from convc.algorithm import Config
 from convc.problem import Problem
+from convc.schedules import _gpu
 from convc.schedules._gemm import sum_parts
 from convc.schedules._im2win_form import axes, block_columns, form, pixels, quads, scope, tiles, vector
 from convc.target import Target
@@ -107,9 +108,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """tiles of pixels and channels | channels, pixels as threads | slices, by way of shared memory | channel, column of
     taps | row of taps | registers."""
     acc, window, strip = (sch.get_sblock(name) for name in ("acc", "window", "strip"))
-    for name in [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]:
-        if name == "t" or (name == "y" and c["sk"] == 1):
-            sch.compute_inline(sch.get_sblock(name))
+    _gpu.inline(sch, {"t", "y"} if c["sk"] == 1 else {"t"})
     if c["sk"] == 1:
         thread = _bind(sch, p, c)
         sch.set_scope(acc, 0, "local")
