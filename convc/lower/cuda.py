@@ -23,7 +23,7 @@ from convc.lower.build import raw_function
 from convc.lower.flatten import flatten
 from convc.lower.guard import guarded
 from convc.lower.mma import prelude
-from convc.lower.names import each, reveal, vectorize
+from convc.lower.names import each, vectorize
 from convc.lower.vector_math import nearest
 from convc.lower.waits import merged, settled
 from convc.target import GpuTarget
@@ -120,7 +120,7 @@ def _localized(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
     def move(alloc: tirx.AllocBuffer) -> None:
         buffer = alloc.buffer
-        if _scope(buffer) == "global":
+        if buffer.scope() == "global":
             homes[buffer] = tirx.decl_buffer(buffer.ty.shape, str(buffer.ty.dtype), buffer.name, scope="local")
 
     def find(attr: tirx.AttrStmt) -> None:
@@ -131,10 +131,6 @@ def _localized(func: tirx.PrimFunc) -> tirx.PrimFunc:
     if not homes:
         return func
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.Var, lambda var: homes.get(var, var))))
-
-
-def _scope(buffer: Any) -> str:
-    return str(buffer.scope()) if callable(getattr(buffer, "scope", None)) else str(buffer.ty.storage_scope)
 
 
 def _divided(module: Any) -> tuple[tirx.PrimFunc, Any]:
@@ -150,7 +146,7 @@ def _divided(module: Any) -> tuple[tirx.PrimFunc, Any]:
 def _text(kernels: Any, machine: Any) -> str:
     passes = [
         tirx.transform.FP8StorageLegalize(), tirx.transform.BF16StorageLegalize(), tirx.transform.LowerWarpMemory(),
-        tirx.transform.StmtSimplify(), each(_called), each(reveal), each(_folded), tirx.transform.LowerIntrin(),
+        tirx.transform.StmtSimplify(), each(_called), each(_folded), tirx.transform.LowerIntrin(),
     ]  # fmt: skip
     module = tvm.ir.transform.Sequential(passes)(kernels)
     text = str(tvm.get_global_func("target.build.cuda")(module, machine).inspect_source("cuda"))
