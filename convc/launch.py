@@ -8,10 +8,16 @@ from typing import Any
 
 Three = tuple[int, int, int]
 
+ALIGNMENT = 256  # bytes: what the driver gives for every allocation, and the parts of one begin at a multiple of
+MOST_GRID: Three = (2**31 - 1, 65535, 65535)
+MOST_BLOCK: Three = (1024, 1024, 64)
+MOST_THREADS = 1024  # a block
+
 
 @dataclass(frozen=True)
 class Temporary:
-    """Memory that lives as long as a call of a function: `offset` bytes into its scratch memory, a multiple of 256."""
+    """Memory that lives as long as a call of a function: `offset` bytes into its scratch memory, a multiple of
+    ALIGNMENT."""
 
     offset: int
 
@@ -48,6 +54,10 @@ class Usage:
     @property
     def spills(self) -> bool:
         return self.spill_stores + self.spill_loads > 0
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def row_of(launch: Launch) -> dict[str, Any]:

@@ -91,14 +91,7 @@ def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     return _gpu.cost(found, -(-count(p, c) // c["tx"]), compulsory, gpu)
 
 
-def seconds(p: Problem, target: Target, c: Config) -> float:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).seconds
-
-
-def limit(p: Problem, target: Target, c: Config) -> str:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).limit
+seconds, limit = _gpu.modelled(cost)
 
 
 def _down(p: Problem, c: Config) -> tuple[int, ...]:
@@ -106,21 +99,6 @@ def _down(p: Problem, c: Config) -> tuple[int, ...]:
     if p.rank == 1:
         return p.o
     return (*p.o[:-2], -(-p.o[-2] // c["rh"]) * c["rh"], p.o[-1])
-
-
-def pack(w: Any, p: Problem, c: Config) -> Any:
-    """[oc, 1, *k] -> [oc blocks, *k, lanes], missing channels 0."""
-    from tvm import te, tirx
-
-    lanes = c["yb"]
-
-    def value(block: Any, *rest: Any) -> Any:
-        *taps, lane = rest
-        channel = block * lanes + lane
-        found = w(tirx.min(channel, p.oc - 1), 0, *taps)
-        return found if p.oc % lanes == 0 else tirx.if_then_else(channel < p.oc, found, tirx.const(0, w.dtype))
-
-    return te.compute((-(-p.oc // lanes), *p.k, lanes), value, name="packed")
 
 
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
@@ -186,8 +164,7 @@ def place_strips(sch: Any, p: Problem, c: Config) -> None:
     from convc.lower.guard import GUARD
 
     y, z = sch.get_sblock("y"), sch.get_sblock("z")
-    if "t" in (sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))):
-        sch.compute_inline(sch.get_sblock("t"))
+    _gpu.inline(sch, {"t"})
     out = sch.cache_write(z, 0, "local")
     n, block, *rest = sch.get_loops(out)
     pixel, lane = rest[: p.rank], rest[p.rank :]

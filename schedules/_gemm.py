@@ -85,7 +85,7 @@ def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[
 
 def _fits(p: Problem, c: Config, target: GpuTarget) -> bool:
     threads = c["ty"] * c["tx"]
-    if (c["bk"] * block_columns(c)) % (threads * VECTOR) and (c["bk"] * block_columns(c)) % threads:
+    if (c["bk"] * block_columns(c)) % threads:
         return False
     if (c["bk"] * block_rows(c)) % (threads * vector(p, c)):
         return False
@@ -148,14 +148,7 @@ def step_cycles(p: Problem, target: GpuTarget, c: Config) -> float:
     return threads / WARP * max(c["bk"] * tile * WARP / target.gpu.fma, issued / SCHEDULERS, 4 * c["bk"] * reads)
 
 
-def seconds(p: Problem, target: Target, c: Config) -> float:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).seconds
-
-
-def limit(p: Problem, target: Target, c: Config) -> str:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).limit
+seconds, limit = _gpu.modelled(cost)
 
 
 def memory(p: Problem, c: Config) -> int:
@@ -255,9 +248,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     from convc.lower.simple import simplify_indices
 
     acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
-    for name in _sblocks(sch):
-        if name == "t" or (name == "y" and c["sk"] == 1) or (name == "matrix" and c["sk"] > 1):
-            sch.compute_inline(sch.get_sblock(name))
+    _gpu.inline(sch, {"t", "y" if c["sk"] == 1 else "matrix"})
     rank = 2 + p.rank + (c["yb"] > 1)
     flat = tirx.IndexMap.from_func(lambda *index: matrix_index(index, p, c), ndim=rank, index_dtype="int32")
     sch.transform_block_layout(z, flat)
@@ -288,10 +279,6 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     for loop in (k, i, j):
         sch.unroll(loop)
     sch.decompose_reduction(acc, step)
-
-
-def _sblocks(sch: Any) -> list[str]:
-    return [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]
 
 
 def matrix_index(index: Sequence[Any], p: Problem, c: Config) -> tuple[Any, Any]:

@@ -1,7 +1,9 @@
-"""What a kernel costs on a GPU: occupancy, waves, and the tightest of the machine's limits."""
+"""What schedules for GPUs share: what a kernel costs there, by occupancy, waves and the tightest of the machine's
+limits, and small steps."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ from convc.algorithm import Config
 from convc.dtypes import HALVES, definition_error
 from convc.gpu import REGISTERS, WARP, Gpu
 from convc.problem import Problem
-from convc.target import Target
+from convc.target import GpuTarget, Target
 
 LAUNCH = 2.5e-6  # seconds from one kernel of a graph to the next
 REACHED = 0.82  # of the multiply-adds a cycle, at best: convolutions with 64 to 512 channels on an H200
@@ -71,6 +73,22 @@ def cost(block: Block, count: int, compulsory: float, gpu: Gpu) -> Cost:
     return Cost(LAUNCH + limits[limit], limit)
 
 
+def modelled(
+    cost: Callable[[Problem, GpuTarget, Config], Cost],
+) -> tuple[Callable[[Problem, Target, Config], float], Callable[[Problem, Target, Config], str]]:
+    """`seconds` and `limit` of an Algorithm whose model is `cost`."""
+
+    def seconds(p: Problem, target: Target, c: Config) -> float:
+        assert isinstance(target, GpuTarget)
+        return cost(p, target, c).seconds
+
+    def limit(p: Problem, target: Target, c: Config) -> str:
+        assert isinstance(target, GpuTarget)
+        return cost(p, target, c).limit
+
+    return seconds, limit
+
+
 def lanes(p: Problem, target: Target) -> int:
     """Channels of the problem's type in one access of 16 bytes."""
     return target.lanes * (2 if p.dtype in HALVES else 1)
@@ -90,6 +108,13 @@ def streamed(size: float, gpu: Gpu) -> float:
     """Seconds of a kernel that does little but move `size` bytes once."""
     rate = gpu.l2_rate * gpu.clock if size < gpu.l2 / 2 else 0.85 * gpu.bandwidth
     return LAUNCH + size / rate
+
+
+def inline(sch: Any, names: set[str]) -> None:
+    """Sblocks of these names, where there are any, are computed where they are read."""
+    for sblock in sch.get_child_blocks(sch.get_sblock("root")):
+        if sch.get(sblock).name_hint in names:
+            sch.compute_inline(sblock)
 
 
 def rounded(value: int, step: int) -> int:

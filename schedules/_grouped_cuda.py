@@ -69,14 +69,7 @@ def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     return _gpu.cost(found, -(-depthwise.count(p, c) // c["tx"]), compulsory, gpu)
 
 
-def seconds(p: Problem, target: Target, c: Config) -> float:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).seconds
-
-
-def limit(p: Problem, target: Target, c: Config) -> str:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).limit
+seconds, limit = _gpu.modelled(cost)
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:

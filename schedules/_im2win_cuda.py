@@ -22,11 +22,12 @@ from typing import Any
 
 from convc.algorithm import Config
 from convc.problem import Problem
+from convc.schedules import _gpu
+from convc.schedules._gemm import sum_parts
 from convc.schedules._im2win_form import axes, block_columns, form, pixels, quads, scope, tiles, vector
 from convc.target import Target
 
 UNROLLED = 640  # multiply-adds of all taps of a channel in one body: fewer addresses
-SUMMERS = 256  # threads of a block that adds the parts of a sum
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:
@@ -107,9 +108,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """tiles of pixels and channels | channels, pixels as threads | slices, by way of shared memory | channel, column of
     taps | row of taps | registers."""
     acc, window, strip = (sch.get_sblock(name) for name in ("acc", "window", "strip"))
-    for name in [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]:
-        if name == "t" or (name == "y" and c["sk"] == 1):
-            sch.compute_inline(sch.get_sblock(name))
+    _gpu.inline(sch, {"t", "y"} if c["sk"] == 1 else {"t"})
     if c["sk"] == 1:
         thread = _bind(sch, p, c)
         sch.set_scope(acc, 0, "local")
@@ -119,7 +118,8 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         *block, i, quad, tx, n, hs, q, lane, c0, c1, v, u = sch.get_loops(acc)
         sch.reorder(*block, tx, n, hs, q, c0, c1, v, u, i, quad, lane)
         thread = _bind_threads(sch, block, tx, (n, hs, q))
-        _sum_parts(sch, acc, thread)
+        _keep_parts(sch, acc, thread)
+        sum_parts(sch, sch.get_sblock("z"))
     sch.reorder(c0, c1, v, u, i, quad, lane)
     f = form(p, c)
     if not c["shared"]:
@@ -192,20 +192,14 @@ def _bind_threads(sch: Any, block: Sequence[Any], tx: Any, pixel: Sequence[Any])
     return thread
 
 
-def _sum_parts(sch: Any, acc: Any, thread: Any) -> None:
-    """The sums of each part go to memory; a second kernel adds the parts, a thread an element of z."""
+def _keep_parts(sch: Any, acc: Any, thread: Any) -> None:
+    """The sums of each part go to memory."""
     kept = sch.cache_write(acc, 0, "local")
     sch.reverse_compute_at(kept, thread, preserve_unit_loops=True)
     *_, i, quad, _, _, _, _, lane = sch.get_loops(kept)
     sch.unroll(i)
     sch.unroll(quad)
     sch.vectorize(lane)
-    y, z = sch.get_sblock("y"), sch.get_sblock("z")
-    block, element = sch.split(sch.fuse(*sch.get_loops(z)), [None, SUMMERS])
-    sch.bind(block, "blockIdx.x")
-    sch.bind(element, "threadIdx.x")
-    sch.set_scope(y, 0, "local")
-    sch.compute_at(y, element)
 
 
 def _stage(sch: Any, acc: Any, window: Any, c0: Any, p: Problem, c: Config) -> Any:

@@ -174,14 +174,7 @@ def _step(p: Problem, c: Config, gpu: Gpu) -> float:
     return max(limits) * (1 - OVERLAPPED) + OVERLAPPED * sum(limits)
 
 
-def seconds(p: Problem, target: Target, c: Config) -> float:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).seconds
-
-
-def limit(p: Problem, target: Target, c: Config) -> str:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).limit
+seconds, limit = _gpu.modelled(cost)
 
 
 def memory(p: Problem, c: Config) -> int:

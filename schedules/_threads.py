@@ -30,8 +30,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     sch.set_scope(y, 0, "local")
 
 
-def cost(p: Problem, target: Target, c: Config) -> _gpu.Cost:
-    assert isinstance(target, GpuTarget)
+def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     gpu, size = target.gpu, 8 if p.dtype == "float64" else 4
     count = p.mb * p.oc * math.prod(p.o)
     instructions = MULTIPLY * p.reduction + 20
@@ -45,9 +44,4 @@ def cost(p: Problem, target: Target, c: Config) -> _gpu.Cost:
     return _gpu.Cost(_gpu.LAUNCH + limits[limit], limit)
 
 
-def seconds(p: Problem, target: Target, c: Config) -> float:
-    return cost(p, target, c).seconds
-
-
-def limit(p: Problem, target: Target, c: Config) -> str:
-    return cost(p, target, c).limit
+seconds, limit = _gpu.modelled(cost)

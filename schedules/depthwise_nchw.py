@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from convc.algorithm import Algorithm, Config
 from convc.problem import Problem
-from convc.schedules import _depthwise_cuda, _gpu, _tile
+from convc.schedules import _depthwise_cuda, _tile, depthwise
 from convc.target import Target
 
 MOST = 200  # multiply-adds in the code of one tile: more keep x across taps, spilled (7 x 7: half of the speed)
@@ -189,17 +190,4 @@ def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
     return _depthwise_cuda.space(p, target, block=1)
 
 
-ON_CUDA = Algorithm(
-    name="depthwise_nchw",
-    source="arXiv:2001.02504",
-    refuses=_depthwise_cuda.refuses,
-    space=space_on_cuda,
-    seconds=_depthwise_cuda.seconds,
-    pack=_depthwise_cuda.pack,
-    define=_depthwise_cuda.define,
-    schedule=_depthwise_cuda.schedule,
-    error=_gpu.error,
-    memory=lambda p, c: 0,
-    limit=_depthwise_cuda.limit,
-    kind="cuda",
-)
+ON_CUDA = replace(depthwise.ON_CUDA, name="depthwise_nchw", space=space_on_cuda)

@@ -164,6 +164,16 @@ def wide(node: Node) -> np.ndarray:
     return node.value.astype(np.float64) if node.value.dtype == np.float32 else node.value
 
 
+def assert_close(y: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    """Exactly, or within `tolerance` of the largest magnitude."""
+    assert y.shape == expected.shape
+    if not tolerance:
+        np.testing.assert_array_equal(y, expected.astype(y.dtype))
+        return
+    scale = float(np.max(np.abs(expected[np.isfinite(expected)]), initial=1e-30))
+    np.testing.assert_allclose(y, expected, rtol=0, atol=tolerance * scale)
+
+
 def check(
     nodes: Sequence[Node],
     values: dict[Node, np.ndarray],
@@ -173,14 +183,8 @@ def check(
     tolerance: float = 0.0,
     tasks: int = 1,
 ) -> None:
-    """The compiled group agrees with the reference: exactly, or within `tolerance` of the largest magnitude."""
-    y, expected = run(nodes, values, layouts, result, tasks=tasks), reference(nodes, values)
-    assert y.shape == expected.shape
-    if not tolerance:
-        np.testing.assert_array_equal(y, expected.astype(y.dtype))
-        return
-    scale = float(np.max(np.abs(expected[np.isfinite(expected)]), initial=1e-30))
-    np.testing.assert_allclose(y, expected, rtol=0, atol=tolerance * scale)
+    """The compiled group agrees with the reference, as `assert_close` has it."""
+    assert_close(run(nodes, values, layouts, result, tasks=tasks), reference(nodes, values), tolerance)
 
 
 def placeholder(*shape: int, dtype: str = "float32") -> Input:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_algorithms import NETWORK_LAYERS, check, problems
 
-from convc.algorithm import Config, algorithms
+from convc.algorithm import algorithms
 from convc.launch import Temporary
 from convc.lower.nvcc import find_nvcc
 from convc.plan.plan import Kernel, Packing
@@ -50,14 +50,6 @@ def run_on_shim(kernel: Kernel | Packing, target: GpuTarget, *arrays: np.ndarray
     for place in (*places, scratch):
         driver.free(place)
     driver.unload(program)
-
-
-def first_of_each_pair(configs: list[Config]) -> list[Config]:
-    """The best config between each two layouts."""
-    found: dict[tuple[int, int], Config] = {}
-    for config in configs:
-        found.setdefault((config["xb"], config["yb"]), config)
-    return list(found.values())
 
 
 def takes(name: str, target: str) -> bool:

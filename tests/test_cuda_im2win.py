@@ -12,7 +12,7 @@ from bench_im2win import LAYERS
 from cuda_shim import needs_shim
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_cuda_algorithms import first_of_each_pair, has_nvcc, machine, run_on_shim
+from test_cuda_algorithms import has_nvcc, machine, run_on_shim
 
 from convc.algorithm import Config, algorithms
 from convc.plan.epilogue import EPILOGUES
@@ -31,6 +31,14 @@ SMALL = [
     "ic16ih14_oc64_kh3", "ic16ih7_oc128_kh3",
 ]  # fmt: skip
 FIRST = 2  # configs of each pair of layouts that the tests of machine code and banks look at
+
+
+def first_of_each_pair(configs: list[Config]) -> list[Config]:
+    """The best config between each two layouts."""
+    found: dict[tuple[int, int], Config] = {}
+    for config in configs:
+        found.setdefault((config["xb"], config["yb"]), config)
+    return list(found.values())
 
 
 def check(p: Problem, config: Config, target: GpuTarget, epilogue: str) -> None:

@@ -17,22 +17,20 @@ from tvm.ir import Call, Op
 from tvm.s_tir import Schedule
 from tvm.tirx import Expr
 
-from convc.launch import Launch, Temporary, Three
+from convc.launch import ALIGNMENT as ALIGNMENT
+from convc.launch import MOST_GRID, MOST_THREADS, Launch, Temporary, Three, aligned
 from convc.lower.build import raw_function
 from convc.lower.flatten import flatten
 from convc.lower.guard import guarded
 from convc.lower.mma import prelude
-from convc.lower.names import each, reveal, vectorize
+from convc.lower.names import each, vectorize
 from convc.lower.vector_math import nearest
 from convc.lower.waits import merged, settled
 from convc.target import GpuTarget
 
-ALIGNMENT = 256  # bytes, of temporaries
 SHARED = "tirx.use_dyn_shared_memory"
 FLAGS = ("tirx.use_programtic_dependent_launch", "tirx.use_cooperative_launch")  # launch parameters without a value
 AXES = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "threadIdx.y", "threadIdx.z")
-MOST_THREADS = 1024  # of a block
-MOST_BLOCKS = 65535  # along y and z
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def _localized(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
     def move(alloc: tirx.AllocBuffer) -> None:
         buffer = alloc.buffer
-        if _scope(buffer) == "global":
+        if buffer.scope() == "global":
             homes[buffer] = tirx.decl_buffer(buffer.ty.shape, str(buffer.ty.dtype), buffer.name, scope="local")
 
     def find(attr: tirx.AttrStmt) -> None:
@@ -133,10 +131,6 @@ def _localized(func: tirx.PrimFunc) -> tirx.PrimFunc:
     if not homes:
         return func
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.Var, lambda var: homes.get(var, var))))
-
-
-def _scope(buffer: Any) -> str:
-    return str(buffer.scope()) if callable(getattr(buffer, "scope", None)) else str(buffer.ty.storage_scope)
 
 
 def _divided(module: Any) -> tuple[tirx.PrimFunc, Any]:
@@ -152,7 +146,7 @@ def _divided(module: Any) -> tuple[tirx.PrimFunc, Any]:
 def _text(kernels: Any, machine: Any) -> str:
     passes = [
         tirx.transform.FP8StorageLegalize(), tirx.transform.BF16StorageLegalize(), tirx.transform.LowerWarpMemory(),
-        tirx.transform.StmtSimplify(), each(_called), each(reveal), each(_folded), tirx.transform.LowerIntrin(),
+        tirx.transform.StmtSimplify(), each(_called), each(_folded), tirx.transform.LowerIntrin(),
     ]  # fmt: skip
     module = tvm.ir.transform.Sequential(passes)(kernels)
     text = str(tvm.get_global_func("target.build.cuda")(module, machine).inspect_source("cuda"))
@@ -199,7 +193,7 @@ def _launches(host: tirx.PrimFunc) -> tuple[tuple[Launch, ...], int]:
         nonlocal scratch
         if isinstance(node, tirx.AllocBuffer):
             places[node.buffer] = Temporary(scratch)
-            scratch += -(-_bytes(node.buffer) // ALIGNMENT) * ALIGNMENT
+            scratch += aligned(_bytes(node.buffer))
         elif isinstance(node, tirx.DeclBuffer):
             places[node.buffer] = places[_origin(node.data)]
         elif isinstance(node, Call) and getattr(node.op, "name", "") == "tirx.call_ffi_kernel":
@@ -227,7 +221,7 @@ def _launch(call: Call, places: dict[Any, int | Temporary]) -> Launch:
     args, extents = rest[: len(rest) - len(tags)], rest[len(rest) - len(tags) :]
     values = {tag: int(extent) for tag, extent in zip(tags, extents, strict=True)}
     grid, block = _three(values, AXES[:3]), _three(values, AXES[3:])
-    if math.prod(block) > MOST_THREADS or max(grid[1:]) > MOST_BLOCKS:
+    if math.prod(block) > MOST_THREADS or any(n > most for n, most in zip(grid, MOST_GRID, strict=True)):
         raise ValueError(f"{kernel.value} has a grid of {grid} and blocks of {block}: more than GPUs have")
     return Launch(str(kernel.value), grid, block, values.get(SHARED, 0), tuple(places[_origin(a)] for a in args))
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from convc.errors import BudgetError, ConvcError, MissingDependencyError, TargetMismatchError
+from convc.gpu import STATIC_SHARED
 from convc.ir import Array
 from convc.launch import Three
 from convc.runtime.memory import address
 
 LIBRARY = "libcuda.so.1"
 INSTALL = "pip install 'convc[cuda]'"
-PLAIN_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel may have without asking
 NON_BLOCKING = 1  # a stream that does not wait for the legacy default stream
 NO_TIMING = 2
 EXTERNAL = 1  # of an event in a graph: recorded at each replay
@@ -121,7 +121,7 @@ class Driver:
         than the one that it was made for.
         """
         found = self._enter("cuModuleGetFunction", module, name.encode())
-        if shared > PLAIN_SHARED:
+        if shared > STATIC_SHARED:
             attribute = self._cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             try:
                 self._enter("cuFuncSetAttribute", found, attribute, shared)

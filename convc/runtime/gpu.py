@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convc.errors import TargetMismatchError
-from convc.launch import Temporary
+from convc.launch import Temporary, aligned
 from convc.runtime.artifact import Artifact
 from convc.runtime.driver import Driver
 from convc.runtime.features import gpu_mismatch, open_gpu
 from convc.runtime.gpu_memory import Mark, Owned, memory
-from convc.runtime.program import NUMBERED, Function, Place, Program, Step, aligned, entry_of
+from convc.runtime.program import NUMBERED, Function, Place, Program, Step, entry_of
 
 if TYPE_CHECKING:
     from convc.runtime.gpu_run import GpuBound

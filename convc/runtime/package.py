@@ -16,7 +16,7 @@ import numpy as np
 
 from convc import __version__
 from convc.ir import Array, Const, Graph, Node, TensorType
-from convc.launch import Launch, Usage
+from convc.launch import Launch, Usage, aligned
 from convc.plan.offers import Measured, bound_of
 from convc.plan.plan import Call, Kernel, Packing, Plan
 from convc.runtime import container
@@ -26,7 +26,7 @@ from convc.runtime.features import runs_here, target_row
 from convc.runtime.glue import Glue, glue, scratch_bytes
 from convc.runtime.link import link
 from convc.runtime.loader import load
-from convc.runtime.program import aligned, entry_of, rows_of
+from convc.runtime.program import entry_of, rows_of
 from convc.runtime.weights import safetensors
 from convc.target import Target
 

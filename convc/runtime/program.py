@@ -8,14 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from convc.launch import Launch, Temporary, Three, Usage, launch_of, row_of
+from convc.launch import MOST_BLOCK, MOST_GRID, MOST_THREADS, Launch, Temporary, Usage, aligned, launch_of, row_of
 
-ALIGNMENT = 256
-"""Bytes. What the driver gives for every allocation, and the parts of one begin at a multiple of."""
-
-MOST_GRID: Three = (2**31 - 1, 65535, 65535)
-MOST_BLOCK: Three = (1024, 1024, 64)
-MOST_THREADS = 1024  # a block
 MOST_SHARED = 227 << 10  # bytes a block on any GPU so far
 SLOT = 64  # bytes that every place in memory is a multiple of
 NUMBERED = ("input", "output")
@@ -75,10 +69,6 @@ class Program:
     def entries(self) -> tuple[str, ...]:
         """The names of the entries that hold the fat binaries."""
         return tuple(entry_of(symbol) for symbol in self.functions)
-
-
-def aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def entry_of(symbol: str) -> str:
