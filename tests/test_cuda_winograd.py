@@ -109,7 +109,8 @@ def test_the_bound_holds_and_says_something(m: int, form: str) -> None:
 
 @pytest.mark.parametrize("text", ["mb1_ic20ih13_oc36_kh3ph1", "mb2_ic64ih28_oc64_kh3ph1", "g2mb1_ic64iw90_oc64_kw5pw2"])
 def test_its_memory_is_what_its_kernels_share(text: str) -> None:
-    from convc.lower.cuda import ALIGNMENT, source_of
+    from convc.launch import ALIGNMENT
+    from convc.lower.cuda import source_of
     from convc.lower.kernel import lower
 
     p, target = Problem.parse(text), machine("cuda/sm_80")

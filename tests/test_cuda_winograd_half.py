@@ -115,7 +115,8 @@ def test_older_gpus_and_wider_types_are_refused() -> None:
 
 @pytest.mark.parametrize("text", ["mb1_ic20ih13_oc36_kh3ph1", "mb2_ic64ih28_oc64_kh3ph1", "g2mb1_ic64iw90_oc64_kw5pw2"])
 def test_its_memory_is_what_its_kernels_share(text: str) -> None:
-    from convc.lower.cuda import ALIGNMENT, source_of
+    from convc.launch import ALIGNMENT
+    from convc.lower.cuda import source_of
     from convc.lower.kernel import lower
 
     p = Problem.parse(f"{text}_float16")

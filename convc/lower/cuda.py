@@ -17,7 +17,6 @@ from tvm.ir import Call, Op
 from tvm.s_tir import Schedule
 from tvm.tirx import Expr
 
-from convc.launch import ALIGNMENT as ALIGNMENT
 from convc.launch import MOST_GRID, MOST_THREADS, Launch, Temporary, Three, aligned
 from convc.lower.build import raw_function
 from convc.lower.flatten import flatten
