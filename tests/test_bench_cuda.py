@@ -26,6 +26,7 @@ from convc.errors import BadArtifactError
 from convc.problem import Problem
 from convc.runtime import driver
 from convc.runtime.artifact import WEIGHTS, Artifact
+from convc.runtime.cache import cache_folder
 from convc.tune.workload import Workload
 
 pytestmark = needs_shim
@@ -227,8 +228,10 @@ def test_points_of_others_are_computed_at_and_only_where_asked() -> None:
         return float(np.sqrt(np.mean((found - data.expected)[asked] ** 2)))
 
     own, bound = error(), winograd.error(p, choice.config)
+    folder = cache_folder()
     with computed_at(sets(6, 3)["NOVA"]):
         others, looser = error(), winograd.error(p, choice.config)
+        assert cache_folder() != folder
     assert others > 3 * own and looser > 3 * bound
     assert winograd.error(p, choice.config) == bound and error() == own
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator
 from unittest import mock
 
@@ -25,15 +27,17 @@ def sets(m: int, r: int) -> dict[str, Bilinear]:
 
 @contextlib.contextmanager
 def computed_at(b: Bilinear) -> Iterator[None]:
-    """Every F(m, r) of b's size at its points: costs and bounds too."""
+    """Every F(m, r) of b's size at its points: costs and bounds too. Kernels are compiled anew, as the cache of code
+    does not know points."""
 
     def at(m: int, r: int, stride: int) -> Bilinear:
         return b if (m, r, stride) == (b.m, b.r, b.stride) else chosen_strided(m, r, stride)
 
-    with mock.patch.object(_tiling, "chosen_strided", at):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, CONVC_CACHE_DIR=folder):
+        with mock.patch.object(_tiling, "chosen_strided", at):
+            _forget()
+            yield
         _forget()
-        yield
-    _forget()
 
 
 def _forget() -> None:
