@@ -282,9 +282,7 @@ def place_results(sch: Any, p: Problem, c: Config) -> None:
     from convc.lower.guard import GUARD
 
     z, parts = sch.get_sblock("z"), axes(p, c)
-    for name in ("t", "y"):
-        if name in sblocks(sch):
-            sch.compute_inline(sch.get_sblock(name))
+    _gpu.inline(sch, {"t", "y"})
     n, ob, *rest = sch.get_loops(z)
     o, lane = rest[: p.rank], rest[p.rank :]
     at, inner = cut(sch, o, parts)
@@ -314,7 +312,3 @@ def _keep(sch: Any, name: str, at: Any) -> Any:
 def unroll(sch: Any, loops: Sequence[Any]) -> None:
     for loop in loops:
         sch.unroll(loop)
-
-
-def sblocks(sch: Any) -> list[str]:
-    return [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]

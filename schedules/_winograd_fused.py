@@ -104,9 +104,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     from convc.lower.simple import set_place
 
     z, parts = sch.get_sblock("z"), axes(p, c)
-    for name in ("t", "y"):
-        if name in common.sblocks(sch):
-            sch.compute_inline(sch.get_sblock(name))
+    _gpu.inline(sch, {"t", "y"})
     n, ob, *rest = sch.get_loops(z)
     o, lane = rest[: p.rank], rest[p.rank :]
     at, inner = common.cut(sch, o, parts)
