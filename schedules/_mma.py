@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from convc.algorithm import Config
-from convc.dtypes import HALVES
 from convc.problem import Problem
 from convc.schedules import _gpu
 from convc.schedules._gemm import columns, matrix_index, needs_padding, rows, sum_parts
@@ -34,7 +35,7 @@ def block_columns(c: Config) -> int:
 
 def chunk(p: Problem) -> int:
     """Channels in 16 bytes."""
-    return 8 if p.dtype in HALVES else 4
+    return 16 // np.dtype(p.dtype).itemsize
 
 
 def depth(p: Problem, c: Config) -> int:
