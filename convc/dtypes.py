@@ -21,6 +21,7 @@ LIMITS = {
 }  # fmt: skip
 TF32_CAPABILITY = (8, 0)
 BF16_CAPABILITY = (8, 0)
+INT8_CAPABILITY = (8, 0)
 SUMMATION = 4  # roundings of float32 a term, at most, of any order of summation: tensor cores truncate (schedules/_gpu)
 
 
@@ -36,6 +37,11 @@ def computing(target: Target, dtype: str) -> Target:
     if target.capability < least:
         raise UsageError(f"dtype {dtype} needs GPUs from sm_{least[0]}{least[1]} on; {target.label} is older")
     return replace(target, tf32=True) if dtype == "tf32" else target
+
+
+def multiplies_int8(target: Target) -> bool:
+    """Whether it has instructions for products of 8-bit integers that GPUs' algorithms use."""
+    return isinstance(target, GpuTarget) and target.capability >= INT8_CAPABILITY
 
 
 def definition_error(dtype: str, reduction: int) -> float:
