@@ -1,0 +1,156 @@
+"""Do tensor cores multiply 8-bit integers? The emitted kernels run on the shim, every access checked, and equal the
+sums in int32 to the bit, with every epilogue and tail; so do quantized networks, whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from cuda_shim import needs_shim, on_shim
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+from onnx_models import model, node
+from test_algorithms import aligned, problems
+from test_cuda_algorithms import run_on_shim
+from test_cuda_tensor_core import SM80
+
+import convc
+from convc.algorithm import Choice, Config, algorithms
+from convc.frontend import import_onnx
+from convc.lower.packed import packed_shape
+from convc.plan.epilogue import EPILOGUES
+from convc.problem import Problem
+from convc.schedules import _mma, tensor_core
+from convc.schedules.tensor_core import ON_CUDA
+from convc.target import GpuTarget
+from convc.tune.workload import Data, Workload
+
+DTYPES = ["int8", "uint8"]
+
+
+def run(workload: Workload, choice: Choice, target: GpuTarget, data: Data) -> np.ndarray:
+    """What the packed weights and then the kernel make of the data, in memory."""
+    packing, kernel = workload.packing(choice), workload.kernel(choice)
+    place = workload.group.reads.index(packing.weight)
+    reads = []
+    for given_ in data.reads:
+        reads.append(aligned(given_.shape, given_.dtype.name))
+        reads[-1][...] = given_
+    packed = aligned(packed_shape(packing), "int8")
+    run_on_shim(packing, target, reads[place], packed)
+    reads[place] = packed
+    out = aligned(data.expected.shape, workload.group.result.dtype)
+    run_on_shim(kernel, target, *reads, out)
+    return out
+
+
+def check_exact(p: Problem, choice: Choice, epilogue: str) -> None:
+    workload = Workload(p, epilogue)
+    data = workload.data(choice, exact=True)
+    found, mask = run(workload, choice, SM80, data), data.tolerance >= 0
+    assert found.dtype == (p.dtype if epilogue == "long" else "int32")
+    assert np.array_equal(found[mask], data.expected[mask]), f"{p} {choice}"
+
+
+@needs_shim
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(p=problems(), pick=st.integers(0, 1000), epilogue=st.sampled_from(EPILOGUES))
+def test_exact_with_every_epilogue(dtype: str, p: Problem, pick: int, epilogue: str) -> None:
+    p = replace(p, dtype=dtype).canonical
+    assume(ON_CUDA.refuses(p, SM80) is None)
+    configs = ON_CUDA.space(p, SM80)
+    check_exact(p, ON_CUDA.choice(configs[pick % len(configs)]), epilogue)
+
+
+# Layouts, tails of pixels and channels, channels that fill no chunk, groups of 8 and 16, three axes, rows of matrices.
+LAYERS = [
+    ("mb1_ic64ih10_oc64oh10_kh3ph1_int8", {"wm": 2, "wn": 2, "tm": 2, "tn": 4, "bk": 1, "st": 3, "sk": 1}),
+    ("mb1_ic64ih10_oc64oh10_kh3ph1_uint8", {"wm": 2, "wn": 2, "tm": 2, "tn": 4, "bk": 1, "st": 2, "sk": 2}),
+    ("mb2_ic48ih7_oc36oh4_kh3sh2ph1_uint8", {"wm": 2, "wn": 1, "tm": 1, "tn": 4, "bk": 2, "st": 2, "sk": 1}),
+    ("mb1_ic20ih9_oc37oh9_kh3ph1_int8", {"wm": 1, "wn": 2, "tm": 4, "tn": 4, "bk": 1, "st": 2, "sk": 1}),
+    ("g4mb1_ic64ih9_oc32oh9_kh3ph1dh1_uint8", {"wm": 4, "wn": 1, "tm": 2, "tn": 1, "bk": 1, "st": 2, "sk": 1}),
+    ("mb1_ic16id5ih6iw7_oc16_kd3kh3kw3pd1ph1pw1_int8", {"wm": 2, "wn": 1, "tm": 2, "tn": 2, "bk": 1, "st": 3, "sk": 1}),
+    ("matmul_ic144iw5_oc100_int8", {"wm": 1, "wn": 4, "tm": 1, "tn": 2, "bk": 1, "st": 3, "sk": 1}),
+    ("matmul_ic70iw5_oc99_uint8", {"wm": 2, "wn": 2, "tm": 1, "tn": 2, "bk": 1, "st": 2, "sk": 1}),
+]  # fmt: skip
+
+
+@needs_shim
+@pytest.mark.parametrize(("text", "tile"), LAYERS)
+def test_layers_with_a_residual(text: str, tile: dict[str, int]) -> None:
+    p = Problem.parse(text).canonical
+    blocks = (p.ic, p.oc) if p.kind == "matmul" else (_mma.chunk(p), _mma.chunk(p))
+    config: Config = {"xb": blocks[0], "yb": blocks[1], **tile}
+    assert config in [dict(c) for c in tensor_core.configs(p, SM80, blocks)]
+    check_exact(p, ON_CUDA.choice(config), "residual")
+
+
+@needs_shim
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sk", [1, 2])
+def test_extremes_do_not_saturate(dtype: str, sk: int) -> None:
+    p = Problem.parse(f"mb1_ic64ih4_oc16oh4_kh3ph1_{dtype}").canonical
+    tile = {"wm": 2, "wn": 1, "tm": 1, "tn": 2, "bk": 1, "st": 2, "sk": sk}
+    choice, workload = ON_CUDA.choice({"xb": 16, "yb": 16, **tile}), Workload(p)
+    data = workload.data(choice, exact=True)
+    x, w = data.reads
+    x[...] = 255 if dtype == "uint8" else -128
+    w[:8], w[8:] = -128, 127
+    assert abs(run(workload, choice, SM80, data)).max() == 64 * 9 * int(abs(int(x.max()))) * 128
+
+
+@needs_shim
+@pytest.mark.parametrize("text", ["g6mb1_ic6ih7_oc6_kh3ph1", "mb2_ic5ih6_oc3_kh3sh2", "transposed_mb1_ic3ih4_oc5_kh3"])
+def test_what_tensor_cores_refuse_another_algorithm_takes(text: str) -> None:
+    p = Problem.parse(f"{text}_uint8").canonical
+    taken = [a for a in algorithms("cuda").values() if a.refuses(p, SM80) is None]
+    assert [a.name for a in taken] == ["fallback"]
+    for config in taken[0].space(p, SM80)[:2]:
+        check_exact(p, taken[0].choice(config), "long")
+
+
+def qlinear_model(zero: int) -> onnx.ModelProto:
+    """Two convolutions and a matrix product in QOperator form, activations in uint8 around `zero`."""
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int) -> np.ndarray:
+        return rng.integers(-128, 128, shape).astype(np.int8)
+
+    scales = {name: np.float32(v) for name, v in (("sx", 0.02), ("sc", 0.11), ("sd", 0.23), ("sy", 0.31), ("sw", 0.01))}
+    constants = {
+        **scales, "z": np.uint8(zero), "zw": np.int8(0), "w": weights(32, 16, 3, 3), "v": weights(64, 32, 1, 1),
+        "sv": rng.uniform(0.005, 0.02, 64).astype(np.float32), "zv": np.zeros(64, np.int8), "m": weights(64, 48),
+        "b": rng.integers(-3000, 3000, 32).astype(np.int32),
+    }  # fmt: skip
+    nodes = [
+        node("QuantizeLinear", "x sx z", "q"),
+        node("QLinearConv", "q sx z w sw zw sc z b", "c", pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("QLinearConv", "c sc z v sv zv sd z", "d"),
+        node("Transpose", "d", "t", perm=[0, 2, 3, 1]),
+        node("QLinearMatMul", "t sd z m sw zw sy z", "y"),
+    ]
+    return model(nodes, {"x": (1, 16, 9, 9)}, constants, kinds={"y": TensorProto.UINT8})
+
+
+def compiled(source: onnx.ModelProto, x: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Its output on the shim, and the algorithms of its layers."""
+    with on_shim():
+        artifact = convc.compile(source.SerializeToString(), target="cuda/sm_80")
+        found = convc.load(artifact).run({"x": x})["y"]
+    return found, [layer.algorithm for layer in artifact.layers if layer.algorithm]
+
+
+@needs_shim
+@pytest.mark.parametrize(("zero", "fits"), [(0, True), (128, True), (114, False)])
+def test_a_quantized_network_is_equal_to_the_bit(zero: int, fits: bool) -> None:
+    source, rng = qlinear_model(zero), np.random.default_rng(1)
+    x = rng.standard_normal((1, 16, 9, 9)).astype(np.float32)
+    found, algorithms = compiled(source, x)
+    expected = import_onnx(source.SerializeToString(), shapes={}).evaluate({"x": x})["y"]
+    assert found.dtype == np.uint8 and len(np.unique(expected)) > 30
+    assert np.array_equal(found, expected)
+    assert algorithms == (["tensor_core"] * 3 if fits else [])
