@@ -14,18 +14,22 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx_models import model, node
 from test_algorithms import aligned, problems
-from test_cuda_algorithms import run_on_shim
-from test_cuda_tensor_core import SM80
+from test_cuda_algorithms import has_nvcc, run_on_shim
+from test_cuda_tensor_core import SM80, machine
 
 import convc
 from convc.algorithm import Choice, Config, algorithms
 from convc.frontend import import_onnx
+from convc.ir import Binary, Cast, Const, Conv, Graph, Input, MatMul, TensorType
 from convc.lower.packed import packed_shape
+from convc.passes.eight_bits import in_eight_bits
+from convc.pipeline import run_until
 from convc.plan.epilogue import EPILOGUES
+from convc.plan.offers import explain_problem
 from convc.problem import Problem
 from convc.schedules import _mma, tensor_core
 from convc.schedules.tensor_core import ON_CUDA
-from convc.target import GpuTarget
+from convc.target import GpuTarget, parse_target
 from convc.tune.workload import Data, Workload
 
 DTYPES = ["int8", "uint8"]
@@ -113,6 +117,62 @@ def test_what_tensor_cores_refuse_another_algorithm_takes(text: str) -> None:
         check_exact(p, taken[0].choice(config), "long")
 
 
+def quantized_conv(dtype: str, zero: int, w: np.ndarray) -> tuple[Graph, np.ndarray]:
+    """Two convolutions of q - zero in int32, and values of all of q's range."""
+    q = Input("q", TensorType((1, 4, 8, 8), dtype))
+    wide = Cast(q, "int32")
+    x = Binary("sub", wide, Const(np.array(zero, np.int32))) if zero else wide
+    ones, pad = (1, 1), ((1, 1), (1, 1))
+    conv = Conv(x, Const(w.astype(np.int32)), Const(np.arange(2, dtype=np.int32)), ones, pad, ones, 1)
+    graph = Graph((q,), (("y", conv), ("z", MatMul(x, Const(np.full((8, 3), -5, np.int32))))))
+    span = np.iinfo(dtype)
+    return graph, np.arange(span.min, span.max + 1).astype(dtype).reshape(1, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero", "most", "found"),
+    [
+        ("int8", 0, 127, "int8"), ("uint8", 0, -128, "uint8"), ("uint8", 128, 127, "int8"),
+        ("uint8", 114, 127, "int32"), ("int8", -1, 127, "int32"), ("uint8", 0, 128, "int32"),
+    ],
+)  # fmt: skip
+def test_what_fits_8_bits_is_handed_over(dtype: str, zero: int, most: int, found: str) -> None:
+    graph, q = quantized_conv(dtype, zero, np.linspace(0, most, 2 * 4 * 9).astype(int).reshape(2, 4, 3, 3))
+    passed = in_eight_bits(graph)
+    (conv, product) = (node for _, node in passed.outputs)
+    assert conv.args[0].dtype == found and conv.dtype == product.dtype == "int32"
+    assert product.args[0].dtype == (found if most != 128 else dtype)
+    assert found == "int32" or product.args[0] is conv.args[0]
+    before, after = graph.evaluate({"q": q}), passed.evaluate({"q": q})
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("target", "dtype"), [("cuda/sm_75", "int32"), ("cuda/sm_80", "uint8"), ("native", "int32")])
+def test_only_gpus_that_multiply_8_bits_get_them(target: str, dtype: str) -> None:
+    graph = run_until("simple", qlinear_model(0).SerializeToString(), target=target)
+    assert {node.args[0].dtype for node in graph.nodes if isinstance(node, Conv | MatMul)} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "reason"),
+    [
+        ("mb1_ic64ih9_oc64oh9_kh3ph1_int8", "cuda/sm_75", "older than sm_80"),
+        ("mb1_ic64ih9_oc64oh9_kh3ph1_int32", "cuda/sm_80", "do not multiply int32"),
+        ("transposed_mb1_ic64ih9_oc64_kh3_uint8", "cuda/sm_80", "transposed"),
+        ("g32mb1_ic32ih9_oc32oh9_kh3ph1_int8", "cuda/sm_80", "1 output channels a group"),
+    ],
+)
+def test_what_it_cannot_do_is_said(text: str, target: str, reason: str) -> None:
+    p = Problem.parse(text)
+    assert str(p).endswith(p.dtype) and Problem.of(p.node()) == p
+    assert reason in (ON_CUDA.refuses(p, machine(target)) or "")
+
+
+def test_cpus_compute_8_bits_without_algorithms() -> None:
+    p, target = Problem.parse("mb1_ic8ih4_oc8oh4_kh1_uint8"), parse_target("native")
+    assert {row.refusal for row in explain_problem(p, target)} == {"CPUs compute uint8 without algorithms"}
+
+
 def qlinear_model(zero: int) -> onnx.ModelProto:
     """Two convolutions and a matrix product in QOperator form, activations in uint8 around `zero`."""
     rng = np.random.default_rng(0)
@@ -154,3 +214,25 @@ def test_a_quantized_network_is_equal_to_the_bit(zero: int, fits: bool) -> None:
     assert found.dtype == np.uint8 and len(np.unique(expected)) > 30
     assert np.array_equal(found, expected)
     assert algorithms == (["tensor_core"] * 3 if fits else [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
+    """nvcc's own report of each kind of tile that ends in 8 bits again, on both architectures."""
+    from convc.lower.kernel import lower
+    from convc.lower.objects import compiled
+
+    target = machine("cuda/sm_80,sm_90a")
+    p = Problem.parse(f"mb32_ic256ih14_oc256oh14_kh3ph1_{dtype}").canonical
+    seen: dict[tuple[int, int], Config] = {}
+    for config in tensor_core.configs(p, target, (16, 16)):
+        if config["sk"] == 1 and config["st"] == 3:
+            seen.setdefault((config["tm"], config["tn"]), config)
+    assert len(seen) == len(tensor_core.TILES)
+    for config in seen.values():
+        code = compiled(lower(Workload(p, "long").kernel(ON_CUDA.choice(config)), target), "kernel", target)
+        for usage in (u for usages in code.usage.values() for u in usages):
+            assert not usage.spill_stores and not usage.stack, config
+            assert 0.75 < usage.registers / tensor_core.registers(config) < 1.3, (config, usage)
