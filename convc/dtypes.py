@@ -46,7 +46,10 @@ def multiplies_int8(target: Target) -> bool:
 
 def definition_error(dtype: str, reduction: int) -> float:
     """What summing `reduction` products one by one promises, in units of the type's rounding, relative to the sum of
-    their magnitudes: a rounding a term; of the 2-byte types, which are summed in float32, one more at the end."""
+    their magnitudes: a rounding a term; of the 2-byte types, which are summed in float32, one more at the end; of
+    integers none."""
+    if dtype not in ROUNDING:
+        return 0.0
     if dtype not in HALVES:
         return float(reduction)
     return 1.0 + SUMMATION * reduction * ROUNDING["float32"] / ROUNDING[dtype]

@@ -49,6 +49,7 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
     from convc.frontend import import_onnx
     from convc.lower.objects import build
     from convc.passes import simplify
+    from convc.passes.dequantized import sum_integers
     from convc.passes.eight_bits import in_eight_bits
     from convc.passes.narrow import narrow
     from convc.plan import partition, place, select
@@ -63,7 +64,7 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
     known = lookup_for(computing(parse_target(target, threads=threads), dtype), Path(records) if records else None)
     machine, limit = known.target, LIMITS[dtype] if max_rel_err is None else max_rel_err
     graph = stage("graph", import_onnx(model, shapes=shapes or {}))
-    graph = simplify(graph)
+    graph = simplify(sum_integers(graph) if multiplies_int8(machine) and dtype not in STORED else graph)
     graph = narrow(graph, STORED[dtype]) if dtype in STORED else graph
     graph = stage("simple", in_eight_bits(graph) if multiplies_int8(machine) else graph)
     plan = stage("plan", partition(graph))

@@ -20,8 +20,9 @@ from test_cuda_tensor_core import SM80, machine
 import convc
 from convc.algorithm import Choice, Config, algorithms
 from convc.frontend import import_onnx
-from convc.ir import Binary, Cast, Const, Conv, Graph, Input, MatMul, TensorType
+from convc.ir import Binary, Cast, Const, Conv, Graph, Input, MatMul, Node, TensorType, Unary
 from convc.lower.packed import packed_shape
+from convc.passes.dequantized import sum_integers
 from convc.passes.eight_bits import in_eight_bits
 from convc.pipeline import run_until
 from convc.plan.epilogue import EPILOGUES
@@ -214,6 +215,64 @@ def test_a_quantized_network_is_equal_to_the_bit(zero: int, fits: bool) -> None:
     assert found.dtype == np.uint8 and len(np.unique(expected)) > 30
     assert np.array_equal(found, expected)
     assert algorithms == (["tensor_core"] * 3 if fits else [])
+
+
+def qdq_model(zero: int) -> onnx.ModelProto:
+    """Two convolutions and a Gemm of dequantized tensors, weights by channel, activations of x around `zero`."""
+    rng = np.random.default_rng(2)
+
+    def weights(*shape: int) -> np.ndarray:
+        return rng.integers(-128, 128, shape).astype(np.int8)
+
+    scales = {name: np.float32(v) for name, v in (("sx", 0.02), ("sc", 0.11), ("sd", 0.23), ("sy", 2.0), ("sb", 2e-4))}
+    constants = {
+        **scales, "z": np.uint8(zero), "zc": np.uint8(0), "w": weights(32, 16, 3, 3), "v": weights(16, 32, 1, 1),
+        "m": weights(24, 16 * 25), "sw": rng.uniform(0.005, 0.02, 32).astype(np.float32), "zw": np.zeros(32, np.int8),
+        "sv": np.float32(0.01), "zv": np.int8(0), "sm": rng.uniform(0.005, 0.02, 24).astype(np.float32),
+        "zm": np.zeros(24, np.int8), "b": rng.integers(-30000, 30000, 32).astype(np.int32), "zb": np.int32(0),
+    }  # fmt: skip
+    nodes = [
+        node("QuantizeLinear", "x sx z", "qx"), node("DequantizeLinear", "qx sx z", "dx"),
+        node("DequantizeLinear", "w sw zw", "dw", axis=0), node("DequantizeLinear", "b sb zb", "db"),
+        node("Conv", "dx dw db", "c", pads=[1, 1, 1, 1], strides=[2, 2]), node("Relu", "c", "r"),
+        node("QuantizeLinear", "r sc zc", "qc"), node("DequantizeLinear", "qc sc zc", "dc"),
+        node("DequantizeLinear", "v sv zv", "dv"), node("Conv", "dc dv", "d"), node("Flatten", "d", "f"),
+        node("QuantizeLinear", "f sd z", "qf"), node("DequantizeLinear", "qf sd z", "df"),
+        node("DequantizeLinear", "m sm zm", "dm", axis=0), node("Gemm", "df dm", "e", transB=1),
+        node("QuantizeLinear", "e sy z", "y"),
+    ]  # fmt: skip
+    return model(nodes, {"x": (1, 16, 9, 9)}, constants, kinds={"y": TensorProto.UINT8})
+
+
+@needs_shim
+@pytest.mark.parametrize(("zero", "sums"), [(128, {"int32"}), (114, {"int32", "float32"})])
+def test_dequantized_tensors_are_multiplied_as_integers(zero: int, sums: set[str]) -> None:
+    """The kernels equal the graph that they are of to the bit; that graph rounds less than the model in float32."""
+    source, rng = qdq_model(zero), np.random.default_rng(1)
+    x = rng.standard_normal((1, 16, 9, 9)).astype(np.float32)
+    found, algorithms = compiled(source, x)
+    graph = run_until("simple", source.SerializeToString(), target="cuda/sm_80")
+    assert {n.dtype for n in graph.nodes if isinstance(n, Conv | MatMul)} == sums
+    assert "tensor_core" in algorithms and np.array_equal(found, graph.evaluate({"x": x})["y"])
+    floats = import_onnx(source.SerializeToString(), shapes={}).evaluate({"x": x})["y"]
+    assert np.abs(found.astype(int) - floats).max() <= 1 and (found != floats).mean() < 0.1
+    assert len(np.unique(found)) > 12
+
+
+def test_only_what_was_quantized_is_multiplied_as_integers() -> None:
+    x = Binary("mul", Cast(Input("q", TensorType((2, 16), "int8")), "float32"), Const(np.array(0.5, np.float32)))
+    w = np.arange(16 * 8, dtype=np.int8).reshape(16, 8)
+
+    def product(a: Node, w: np.ndarray, scale: np.ndarray) -> str:
+        b = Binary("mul", Cast(Const(w), "float32"), Const(scale.astype(np.float32)))
+        ((_, y),) = sum_integers(Graph((), (("y", MatMul(a, b)),))).outputs
+        return "float32" if isinstance(y, MatMul) else y.args[0].args[0].dtype
+
+    assert product(x, w, np.ones(8)) == product(x, w, np.array(2.0)) == "int32"
+    assert product(x, w, np.ones((16, 1))) == "float32"  # a scale for each input
+    assert product(x, w.astype(np.int32) * 2, np.ones(8)) == "float32"
+    assert product(x, w[:, :4], np.ones(4)) == "float32"
+    assert product(Unary("relu", x), w, np.ones(8)) == "float32"
 
 
 @pytest.mark.slow

@@ -25,15 +25,15 @@ def in_eight_bits(graph: Graph) -> Graph:
 
 def _multiply(node: Node, uses: Uses) -> Node | None:
     match node:
-        case Conv(x, Const(w)) if (operands := _narrow(x, w)) is not None:
+        case Conv(x, Const(w)) if (operands := eight_bits(x, w)) is not None:
             return dataclasses.replace(node, x=operands[0], w=operands[1])
-        case MatMul(x, Const(w)) if w.ndim == 2 and (operands := _narrow(x, w)) is not None:
+        case MatMul(x, Const(w)) if w.ndim == 2 and (operands := eight_bits(x, w)) is not None:
             return dataclasses.replace(node, a=operands[0], b=operands[1])
     return None
 
 
-def _narrow(x: Node, w: Array) -> tuple[Node, Node] | None:
-    """x and w in 8 bits, None where one of them does not fit or their products are not summed in int32."""
+def eight_bits(x: Node, w: Array) -> tuple[Node, Const] | None:
+    """x and w in 8 bits; None where x is not int32 or one of them does not fit."""
     span = _span(x)
     fitting = [dtype for dtype in SUMS if span is not None and _holds(dtype, span)]
     if x.dtype != "int32" or not fitting or not w.size or not _holds("int8", _ends(w)):
