@@ -134,16 +134,18 @@ def quantized_conv(dtype: str, zero: int, w: np.ndarray) -> tuple[Graph, np.ndar
     ("dtype", "zero", "most", "found"),
     [
         ("int8", 0, 127, "int8"), ("uint8", 0, -128, "uint8"), ("uint8", 128, 127, "int8"),
-        ("uint8", 114, 127, "int32"), ("int8", -1, 127, "int32"), ("uint8", 0, 128, "int32"),
+        ("uint8", 114, 127, "uint8"), ("int8", -1, -128, "int8"), ("uint8", 0, 128, "int32"),
+        ("uint8", 256, 127, "int32"), ("uint8", 114, -129, "int32"),
     ],
 )  # fmt: skip
 def test_what_fits_8_bits_is_handed_over(dtype: str, zero: int, most: int, found: str) -> None:
     graph, q = quantized_conv(dtype, zero, np.linspace(0, most, 2 * 4 * 9).astype(int).reshape(2, 4, 3, 3))
     passed = in_eight_bits(graph)
-    (conv, product) = (node for _, node in passed.outputs)
-    assert conv.args[0].dtype == found and conv.dtype == product.dtype == "int32"
-    assert product.args[0].dtype == (found if most != 128 else dtype)
-    assert found == "int32" or product.args[0] is conv.args[0]
+    (conv,) = (node for node in passed.nodes if isinstance(node, Conv))
+    (product,) = (node for node in passed.nodes if isinstance(node, MatMul))
+    assert conv.x.dtype == found and conv.dtype == product.dtype == "int32"
+    assert product.a.dtype == (dtype if zero < 128 else found)
+    assert zero not in (0, 128) or found == "int32" or product.a is conv.x
     before, after = graph.evaluate({"q": q}), passed.evaluate({"q": q})
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
@@ -174,8 +176,9 @@ def test_cpus_compute_8_bits_without_algorithms() -> None:
     assert {row.refusal for row in explain_problem(p, target)} == {"CPUs compute uint8 without algorithms"}
 
 
-def qlinear_model(zero: int) -> onnx.ModelProto:
-    """Two convolutions and a matrix product in QOperator form, activations in uint8 around `zero`."""
+def qlinear_model(zero: int, *, wide: bool = False) -> onnx.ModelProto:
+    """Two convolutions and a matrix product in QOperator form, activations in uint8 around `zero`; the first weights of
+    9 bits (`wide`)."""
     rng = np.random.default_rng(0)
 
     def weights(*shape: int) -> np.ndarray:
@@ -187,9 +190,11 @@ def qlinear_model(zero: int) -> onnx.ModelProto:
         "sv": rng.uniform(0.005, 0.02, 64).astype(np.float32), "zv": np.zeros(64, np.int8), "m": weights(64, 48),
         "b": rng.integers(-3000, 3000, 32).astype(np.int32),
     }  # fmt: skip
+    if wide:
+        constants |= {"w": constants["w"].view(np.uint8), "zu": np.uint8(100)}
     nodes = [
         node("QuantizeLinear", "x sx z", "q"),
-        node("QLinearConv", "q sx z w sw zw sc z b", "c", pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("QLinearConv", f"q sx z w sw {'zu' if wide else 'zw'} sc z b", "c", pads=[1, 1, 1, 1], strides=[2, 2]),
         node("QLinearConv", "c sc z v sv zv sd z", "d"),
         node("Transpose", "d", "t", perm=[0, 2, 3, 1]),
         node("QLinearMatMul", "t sd z m sw zw sy z", "y"),
@@ -206,15 +211,15 @@ def compiled(source: onnx.ModelProto, x: np.ndarray) -> tuple[np.ndarray, list[s
 
 
 @needs_shim
-@pytest.mark.parametrize(("zero", "fits"), [(0, True), (128, True), (114, False)])
-def test_a_quantized_network_is_equal_to_the_bit(zero: int, fits: bool) -> None:
-    source, rng = qlinear_model(zero), np.random.default_rng(1)
+@pytest.mark.parametrize(("zero", "wide"), [(0, False), (128, False), (114, False), (114, True)])
+def test_a_quantized_network_is_equal_to_the_bit(zero: int, wide: bool) -> None:
+    source, rng = qlinear_model(zero, wide=wide), np.random.default_rng(1)
     x = rng.standard_normal((1, 16, 9, 9)).astype(np.float32)
     found, algorithms = compiled(source, x)
     expected = import_onnx(source.SerializeToString(), shapes={}).evaluate({"x": x})["y"]
     assert found.dtype == np.uint8 and len(np.unique(expected)) > 30
     assert np.array_equal(found, expected)
-    assert algorithms == (["tensor_core"] * 3 if fits else [])
+    assert algorithms == ["tensor_core"] * (2 if wide else 3)
 
 
 def qdq_model(zero: int) -> onnx.ModelProto:
@@ -245,14 +250,14 @@ def qdq_model(zero: int) -> onnx.ModelProto:
 
 
 @needs_shim
-@pytest.mark.parametrize(("zero", "sums"), [(128, {"int32"}), (114, {"int32", "float32"})])
-def test_dequantized_tensors_are_multiplied_as_integers(zero: int, sums: set[str]) -> None:
+@pytest.mark.parametrize("zero", [128, 114])
+def test_dequantized_tensors_are_multiplied_as_integers(zero: int) -> None:
     """The kernels equal the graph that they are of to the bit; that graph rounds less than the model in float32."""
     source, rng = qdq_model(zero), np.random.default_rng(1)
     x = rng.standard_normal((1, 16, 9, 9)).astype(np.float32)
     found, algorithms = compiled(source, x)
     graph = run_until("simple", source.SerializeToString(), target="cuda/sm_80")
-    assert {n.dtype for n in graph.nodes if isinstance(n, Conv | MatMul)} == sums
+    assert {n.dtype for n in graph.nodes if isinstance(n, Conv | MatMul)} == {"int32"}
     assert "tensor_core" in algorithms and np.array_equal(found, graph.evaluate({"x": x})["y"])
     floats = import_onnx(source.SerializeToString(), shapes={}).evaluate({"x": x})["y"]
     assert np.abs(found.astype(int) - floats).max() <= 1 and (found != floats).mean() < 0.1

@@ -8,7 +8,7 @@ import numpy as np
 
 from convc.ir import Array, Binary, Cast, Const, Conv, Graph, MatMul, Node, Reshape, Transpose
 from convc.passes.constants import along, finite
-from convc.passes.eight_bits import eight_bits
+from convc.passes.eight_bits import multiply_bytes
 from convc.passes.rewrite import Uses, rewrite
 
 LEAST = 8  # channels of a group from which tensor cores multiply: with fewer, floats have algorithms and integers none
@@ -18,7 +18,7 @@ INT32 = 2**31 - 1
 
 def sum_integers(graph: Graph) -> Graph:
     """conv(q * s, w * t, b)  ->  cast(conv(q, w), float32) * (s * t) + b, and matrix products alike: q and w in int32,
-    less their zero points, where eight_bits finds them to fit; s one number, t one for each output channel.
+    less their zero points, where `multiply_bytes` takes them; s one number, t one for each output channel.
 
     `graph` is as the front end makes it: simplified, w * t is one constant. Rounded are s * t and what each of the
     three nodes makes, which is less than the products of floats and their sums are.
@@ -33,8 +33,10 @@ def _conv(node: Node, uses: Uses) -> Node | None:
     if found is None:
         return None
     x, w, factor = found
-    shape = (1, node.w.shape[0], *(1,) * (node.type.rank - 2))
-    y = _scaled(replace(node, x=x, w=w, b=None), factor, shape)
+    total, shape = replace(node, x=x, w=w, b=None), (1, node.w.shape[0], *(1,) * (node.type.rank - 2))
+    if multiply_bytes(total, uses) is None:
+        return None
+    y = _scaled(total, factor, shape)
     return y if node.b is None else Binary("add", y, Reshape(node.b, shape), origin=node.origin)
 
 
@@ -45,7 +47,8 @@ def _matmul(node: Node, uses: Uses) -> Node | None:
     if found is None:
         return None
     a, b, factor = found
-    return _scaled(replace(node, a=a, b=b), factor, (node.b.shape[1],))
+    total = replace(node, a=a, b=b)
+    return None if multiply_bytes(total, uses) is None else _scaled(total, factor, (node.b.shape[1],))
 
 
 def _scaled(total: Node, factor: Const, shape: tuple[int, ...]) -> Node:
@@ -55,14 +58,14 @@ def _scaled(total: Node, factor: Const, shape: tuple[int, ...]) -> Node:
 
 def _integers(x: Node, w: Node, axis: int) -> tuple[Node, Const, Const] | None:
     """x and w in int32 and the factor for each index of `axis` of w, the output channels; None where x and w are not
-    dequantized, from more than 8 bits, or their sums could leave int32."""
+    dequantized or their sums could leave int32."""
     left, right = _dequantized(x), _weights(w)
     if left is None or right is None or left[1].size != 1:
         return None
     (values, scale), (weights, scales) = left, right
     by_channel = along(scales, w.shape, axis)
     sums = np.abs(weights.astype(np.int64)).sum(axis=tuple(a for a in range(weights.ndim) if a != axis))
-    if by_channel is None or eight_bits(values, weights) is None or LARGEST * int(sums.max(initial=0)) > INT32:
+    if by_channel is None or LARGEST * int(sums.max(initial=0)) > INT32:
         return None
     factor = finite((scale.reshape(()).astype(np.float64) * by_channel).astype(np.float32))
     return None if factor is None else (values, Const(weights, origin=w.origin), factor)

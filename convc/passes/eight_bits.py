@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 
 from convc.ir import Array, Binary, Cast, Const, Conv, Graph, MatMul, Node
 from convc.ir.check import SUMS
 from convc.passes.rewrite import Uses, rewrite
+from convc.passes.zero_points import move_zero_point
 
 Span = tuple[int, int]
 
 
 def in_eight_bits(graph: Graph) -> Graph:
-    """Every Conv and MatMul in int32 by constants of int8, whose other operand int8 or uint8 is sure to hold, on 8-bit
-    operands; its result, in int32, is the same.
+    """Every Conv and MatMul in int32 by constants that int8 holds, of what int8 or uint8 is sure to hold, if need be
+    without its zero point, on 8-bit operands; its result, in int32, is the same."""
+    return rewrite(graph, {Conv: (multiply_bytes,), MatMul: (multiply_bytes,)})
 
-    conv(cast(q, int32), w)           ->  conv(q, w), q int8 or uint8
-    conv(cast(q, int32) - zero, w)    ->  conv(cast(cast(q, int32) - zero, int8), w), q uint8 and zero 128
+
+def multiply_bytes(node: Node, uses: Uses) -> Node | None:
+    """conv(cast(q, int32), w)         ->  conv(q, w), q int8 or uint8
+    conv(cast(q, int32) - zero, w)  ->  conv(cast(cast(q, int32) - zero, int8), w), q uint8 and zero 128
+
+    With other zero points as `move_zero_point` leaves them.
     """
-    return rewrite(graph, {Conv: (_multiply,), MatMul: (_multiply,)})
-
-
-def _multiply(node: Node, uses: Uses) -> Node | None:
     match node:
-        case Conv(x, Const(w)) if (operands := eight_bits(x, w)) is not None:
-            return dataclasses.replace(node, x=operands[0], w=operands[1])
-        case MatMul(x, Const(w)) if w.ndim == 2 and (operands := eight_bits(x, w)) is not None:
-            return dataclasses.replace(node, a=operands[0], b=operands[1])
+        case Conv(x, Const(w)) | MatMul(x, Const(w)) if x.dtype == "int32" and w.size and _holds("int8", _ends(w)):
+            if isinstance(node, MatMul) and w.ndim > 2:
+                return None
+            given = _given(x)
+            return move_zero_point(node, uses) if given is None else _by_bytes(node, given, Const(w.astype(np.int8)))
     return None
 
 
-def eight_bits(x: Node, w: Array) -> tuple[Node, Const] | None:
-    """x and w in 8 bits; None where x is not int32 or one of them does not fit."""
+def _by_bytes(node: Conv | MatMul, x: Node, w: Const) -> Node:
+    return replace(node, x=x, w=w) if isinstance(node, Conv) else replace(node, a=x, b=w)
+
+
+def _given(x: Node) -> Node | None:
+    """x in 8 bits; None where it may not fit."""
     span = _span(x)
     fitting = [dtype for dtype in SUMS if span is not None and _holds(dtype, span)]
-    if x.dtype != "int32" or not fitting or not w.size or not _holds("int8", _ends(w)):
+    if not fitting:
         return None
-    given = x.x if isinstance(x, Cast) and x.x.dtype in fitting else Cast(x, fitting[0], origin=x.origin)
-    return given, Const(w.astype(np.int8))
+    return x.x if isinstance(x, Cast) and x.x.dtype in fitting else Cast(x, fitting[0], origin=x.origin)
 
 
 def _span(x: Node) -> Span | None:
