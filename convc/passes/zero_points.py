@@ -24,7 +24,7 @@ def move_zero_point(node: Node, uses: Uses) -> Node | None:
             if shift is None:
                 return None
             pads = ((0, 0), (0, 0), *node.pad)
-            padded = Pad(q, pads, "constant", float(zero), origin=node.origin) if any(map(any, node.pad)) else q
+            padded = Pad(q, pads, "constant", float(zero.item()), origin=node.origin) if any(map(any, node.pad)) else q
             wide = Cast(padded, "int32", origin=node.origin)
             return replace(node, x=wide, b=Const(shift), pad=tuple((0, 0) for _ in node.pad))
         case MatMul(Binary("sub", Cast(q, "int32"), Const(zero)), Const(w)) if w.ndim == 2 and _is_of(zero, q):
@@ -35,12 +35,12 @@ def move_zero_point(node: Node, uses: Uses) -> Node | None:
 
 
 def _is_of(zero: Array, q: Node) -> bool:
-    return q.dtype in SUMS and zero.size == 1 and bool(np.iinfo(q.dtype).min <= zero <= np.iinfo(q.dtype).max)
+    return q.dtype in SUMS and zero.size == 1 and bool(np.iinfo(q.dtype).min <= zero.item() <= np.iinfo(q.dtype).max)
 
 
 def _shift(w: Array, zero: Array, b: Array | int) -> Array | None:
     """b - zero * (sums of w [depth, channels]) in int32; None where that or a sum of products could leave it."""
     wide = w.astype(np.int64)
-    shift = b - int(zero) * wide.sum(axis=0)
+    shift = b - int(zero.item()) * wide.sum(axis=0)
     most = max(255 * int(np.abs(wide).sum(axis=0).max(initial=0)), int(np.abs(shift).max(initial=0)))
     return shift.astype(np.int32) if most <= INT32 else None
