@@ -21,6 +21,7 @@ LIMITS = {
 }  # fmt: skip
 TF32_CAPABILITY = (8, 0)
 BF16_CAPABILITY = (8, 0)
+INT8_CAPABILITY = (8, 0)
 SUMMATION = 4  # roundings of float32 a term, at most, of any order of summation: tensor cores truncate (schedules/_gpu)
 
 
@@ -38,9 +39,17 @@ def computing(target: Target, dtype: str) -> Target:
     return replace(target, tf32=True) if dtype == "tf32" else target
 
 
+def multiplies_int8(target: Target) -> bool:
+    """Whether it has instructions for products of 8-bit integers that GPUs' algorithms use."""
+    return isinstance(target, GpuTarget) and target.capability >= INT8_CAPABILITY
+
+
 def definition_error(dtype: str, reduction: int) -> float:
     """What summing `reduction` products one by one promises, in units of the type's rounding, relative to the sum of
-    their magnitudes: a rounding a term; of the 2-byte types, which are summed in float32, one more at the end."""
+    their magnitudes: a rounding a term; of the 2-byte types, which are summed in float32, one more at the end; of
+    integers none."""
+    if dtype not in ROUNDING:
+        return 0.0
     if dtype not in HALVES:
         return float(reduction)
     return 1.0 + SUMMATION * reduction * ROUNDING["float32"] / ROUNDING[dtype]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from convc.dtypes import LIMITS, STORED, computing
+from convc.dtypes import LIMITS, STORED, computing, multiplies_int8
 from convc.errors import UsageError
 from convc.target import parse_target
 
@@ -49,6 +49,8 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
     from convc.frontend import import_onnx
     from convc.lower.objects import build
     from convc.passes import simplify
+    from convc.passes.dequantized import sum_integers
+    from convc.passes.eight_bits import in_eight_bits
     from convc.passes.narrow import narrow
     from convc.plan import partition, place, select
     from convc.runtime.package import package
@@ -62,8 +64,9 @@ def compile(  # noqa: A001  the verb of the command line and of the Python inter
     known = lookup_for(computing(parse_target(target, threads=threads), dtype), Path(records) if records else None)
     machine, limit = known.target, LIMITS[dtype] if max_rel_err is None else max_rel_err
     graph = stage("graph", import_onnx(model, shapes=shapes or {}))
-    simple = simplify(graph)
-    graph = stage("simple", narrow(simple, STORED[dtype]) if dtype in STORED else simple)
+    graph = simplify(sum_integers(graph) if multiplies_int8(machine) and dtype not in STORED else graph)
+    graph = narrow(graph, STORED[dtype]) if dtype in STORED else graph
+    graph = stage("simple", in_eight_bits(graph) if multiplies_int8(machine) else graph)
     plan = stage("plan", partition(graph))
     chosen = select(plan, machine, max_rel_err=limit, memory_budget=memory_budget, records=known)
     if require_tuned:

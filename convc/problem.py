@@ -10,7 +10,7 @@ import numpy as np
 
 from convc.errors import UsageError
 from convc.ir import Const, Conv, ConvTranspose, Input, MatMul, Node, TensorType
-from convc.ir.check import FLOATS
+from convc.ir.check import FLOATS, SUMS
 
 AXES = {1: "w", 2: "hw", 3: "dhw"}
 _FIELD = re.compile(r"([a-z]+)(\d+)")
@@ -24,7 +24,7 @@ class Problem:
     taps (1 is dense; benchdnn's text writes it as 0); `p` is the padding before, `after` the padding behind, which
     follows from the extents (negative where the window does not use the last input elements). `kind` is conv, or
     transposed (the gradient of conv: i and o change places in the formula), or matmul (a convolution of one tap over
-    mb = 1, iw = rows, channels-last).
+    mb = 1, iw = rows, channels-last). `dtype` is that of x.
 
     >>> Problem.parse("mb1_ic64ih56_oc64oh56_kh3ph1").macs
     115605504
@@ -75,6 +75,11 @@ class Problem:
         if self.kind == "matmul":
             return (self.ic, self.oc)
         return (self.ic, self.ocg, *self.k) if self.kind == "transposed" else (self.oc, self.icg, *self.k)
+
+    @property
+    def w_dtype(self) -> str:
+        """That of w: int8 where x is int8 or uint8, else x's."""
+        return "int8" if self.dtype in SUMS else self.dtype
 
     @property
     def macs(self) -> int:
@@ -131,7 +136,7 @@ class Problem:
         """
         words = text.strip().split("_")
         kind = words.pop(0) if words[0] in ("transposed", "matmul") else "conv"
-        dtype = words.pop() if words and words[-1] in (*FLOATS, "int32") else "float32"
+        dtype = words.pop() if words and words[-1] in (*FLOATS, *SUMS, "int32") else "float32"
         fields: dict[str, int] = {}
         for word in words:
             if "".join(a + b for a, b in _FIELD.findall(word)) != word or not word:
@@ -179,11 +184,11 @@ class Problem:
         (mb, ic, *i), (_, oc, *o), (_, _, *k) = node.x.shape, node.shape, node.w.shape
         before = tuple(lo for lo, _ in node.pad)
         extents = tuple(i), tuple(o), tuple(k)
-        return cls(mb, node.group, ic, oc, *extents, node.stride, before, node.dilation, kind, node.dtype)
+        return cls(mb, node.group, ic, oc, *extents, node.stride, before, node.dilation, kind, node.x.dtype)
 
     def node(self) -> Conv | ConvTranspose | MatMul:
         """The convolution of an input "x" by zero weights whose problem this is."""
-        w = Const(np.zeros(self.weights, self.dtype))
+        w = Const(np.zeros(self.weights, self.w_dtype))
         if self.kind == "matmul":
             return MatMul(Input("x", TensorType((*self.i, self.ic), self.dtype)), w)
         x = Input("x", TensorType((self.mb, self.ic, *self.i), self.dtype))
@@ -205,5 +210,5 @@ class Problem:
             case MatMul():
                 rows, (depth, width) = math.prod(node.shape[:-1]), node.b.shape[-2:]
                 one = (1,)
-                return cls(1, 1, depth, width, (rows,), (rows,), one, one, (0,), one, kind="matmul", dtype=node.dtype)
+                return cls(1, 1, depth, width, (rows,), (rows,), one, one, (0,), one, kind="matmul", dtype=node.a.dtype)
         raise TypeError(f"{type(node).__name__} is no convolution")

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from convc.algorithm import Config
 from convc.dtypes import HALVES, definition_error
 from convc.gpu import REGISTERS, WARP, Gpu
+from convc.ir.check import SUMS
 from convc.problem import Problem
 from convc.target import GpuTarget, Target
 
@@ -91,7 +94,7 @@ def modelled(
 
 def lanes(p: Problem, target: Target) -> int:
     """Channels of the problem's type in one access of 16 bytes."""
-    return target.lanes * (2 if p.dtype in HALVES else 1)
+    return target.lanes * max(1, 4 // np.dtype(p.dtype).itemsize)
 
 
 def error(p: Problem, c: Config) -> float:
@@ -100,8 +103,9 @@ def error(p: Problem, c: Config) -> float:
 
 
 def wide(x: Any) -> Any:
-    """A 2-byte float as float32, in which its products are exact."""
-    return x.astype("float32") if str(x.ty) in HALVES else x
+    """A 2-byte float as float32 and an 8-bit integer as int32, in which their products are exact."""
+    dtype = str(x.ty)
+    return x.astype("float32") if dtype in HALVES else x.astype(SUMS[dtype]) if dtype in SUMS else x
 
 
 def streamed(size: float, gpu: Gpu) -> float:

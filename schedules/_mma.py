@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from convc.algorithm import Config
-from convc.dtypes import HALVES
 from convc.problem import Problem
 from convc.schedules import _gpu
 from convc.schedules._gemm import columns, matrix_index, needs_padding, rows, sum_parts
@@ -34,7 +35,7 @@ def block_columns(c: Config) -> int:
 
 def chunk(p: Problem) -> int:
     """Channels in 16 bytes."""
-    return 8 if p.dtype in HALVES else 4
+    return 16 // np.dtype(p.dtype).itemsize
 
 
 def depth(p: Problem, c: Config) -> int:
@@ -188,9 +189,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     from convc.lower.simple import simplify_indices
 
     acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
-    for name in [sch.get(s).name_hint for s in sch.get_child_blocks(sch.get_sblock("root"))]:
-        if name == "t" or (name == "y" and c["sk"] == 1) or (name == "matrix" and c["sk"] > 1):
-            sch.compute_inline(sch.get_sblock(name))
+    _gpu.inline(sch, {"t", "y" if c["sk"] == 1 else "matrix"})
     if c["sk"] == 1:
         rank = 2 + p.rank + (c["yb"] > 1)
         flat = tirx.IndexMap.from_func(lambda *index: matrix_index(index, p, c), ndim=rank, index_dtype="int32")

@@ -12,6 +12,7 @@ from typing import Any
 
 from convc.algorithm import Algorithm, Config
 from convc.dtypes import HALVES
+from convc.ir.check import SUMS
 from convc.problem import Problem
 from convc.schedules import _gemm, _gpu, _threads, _tile
 from convc.target import Target
@@ -232,8 +233,8 @@ def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
 
 
 def define_on_cuda(x: Any, w: Any, p: Problem, c: Config) -> Any:
-    """The same, of 2-byte types with products and sums in float32."""
-    return define(_widened(x), _widened(w), p, c) if p.dtype in HALVES else define(x, w, p, c)
+    """The same, of 2-byte types with products and sums in float32, of 8-bit types in int32."""
+    return define(_widened(x), _widened(w), p, c) if p.dtype in (*HALVES, *SUMS) else define(x, w, p, c)
 
 
 def _widened(x: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Convolution as a product of matrices on tensor cores: float16 and bfloat16, and float32 rounded to tf32.
+"""Convolution as a product of matrices on tensor cores: float16 and bfloat16, float32 rounded to tf32, and int8 and
+uint8 summed in int32.
 
 Source: Markidis et al., NVIDIA Tensor Core Programmability, Performance & Precision (arXiv:1803.04014); for the
 rounding Fasi et al., Numerical Behavior of NVIDIA Tensor Cores (PeerJ Computer Science 7:e330).
@@ -13,11 +14,13 @@ from functools import lru_cache
 from convc.algorithm import Algorithm, Config
 from convc.dtypes import HALVES, ROUNDING
 from convc.gpu import MOST_REGISTERS, WARP
+from convc.ir.check import SUMS
 from convc.problem import Problem
 from convc.schedules import _gemm, _gpu, _mma
 from convc.target import GpuTarget, Target
 
 CAPABILITY = (8, 0)
+RATES = {"float16": 1.0, "bfloat16": 1.0, "float32": 0.5, "int8": 2.0, "uint8": 2.0}  # of products, against float16
 # (rows, columns) of warps, and pieces of 16 x 8 of each.
 WARPS = ((2, 2), (4, 2), (2, 4), (4, 1), (2, 1), (1, 2), (1, 4), (8, 1))
 TILES = ((4, 8), (4, 4), (2, 8), (2, 4), (4, 2), (2, 2), (1, 4), (1, 2), (4, 1), (2, 1))
@@ -36,7 +39,7 @@ def refuses(p: Problem, target: Target) -> str | None:
         return "the problem is transposed"
     if target.capability < CAPABILITY:
         return f"{target.label} is older than sm_80"
-    if p.dtype not in (*HALVES, "float32"):
+    if p.dtype not in RATES:
         return f"tensor cores do not multiply {p.dtype}"
     if p.dtype == "float32" and not target.tf32:
         return "float32 products may not be rounded to tf32 (--dtype tf32 allows it)"
@@ -117,7 +120,7 @@ def block(p: Problem, target: GpuTarget, c: Config, copied: float, gathered: flo
     """A block's part of the sum, where a chunk takes `copied` instructions, and one of x `gathered` cycles."""
     tall, wide, warps = _mma.block_rows(c), _mma.block_columns(c), c["wm"] * c["wn"]
     many, chunks = _mma.part_steps(p, c), 4 * c["bk"] * (tall + wide)
-    products = tall * wide * _mma.depth(p, c) / (target.gpu.tensor * (1.0 if p.dtype in HALVES else 0.5))
+    products = tall * wide * _mma.depth(p, c) / (target.gpu.tensor * RATES[p.dtype])
     shared = 4.0 * warps * c["bk"] * (2 * c["tm"] + c["tn"]) + chunks / 8
     issued = warps * c["bk"] * (2 * c["tm"] * c["tn"] + 6 * c["tm"] + c["tn"]) + chunks / WARP * copied
     step = max(products, shared, issued / 4) + BARRIER + gathered * 4 * c["bk"] * tall
@@ -127,20 +130,15 @@ def block(p: Problem, target: GpuTarget, c: Config, copied: float, gathered: flo
     return _gpu.Block(warps * WARP, registers(c), shared_bytes(p, c), many * step + epilogue, waits, moved)
 
 
-def seconds(p: Problem, target: Target, c: Config) -> float:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).seconds
-
-
-def limit(p: Problem, target: Target, c: Config) -> str:
-    assert isinstance(target, GpuTarget)
-    return cost(p, target, c).limit
+seconds, limit = _gpu.modelled(cost)
 
 
 def error(p: Problem, c: Config) -> float:
     """Products are exact but for tf32, whose factors are rounded to 11 bits. Sums are of float32, four products at a
     time or more, and truncated where the terms are aligned: each of five by 2^-23, and their sum, which is 3 units of
-    2^-24 a term. A result of 2 bytes is rounded once."""
+    2^-24 a term. A result of 2 bytes is rounded once. Integers are exact."""
+    if p.dtype in SUMS:
+        return 0.0
     summed = 3.0 * p.reduction
     if p.dtype in HALVES:
         return 1.0 + summed * ROUNDING["float32"] / ROUNDING[p.dtype]

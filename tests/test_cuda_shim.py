@@ -347,6 +347,35 @@ def test_right_code_is_let_alone() -> None:
     assert np.array_equal(y[:64], np.full(64, 3.0 + 3 + 7 + 1, np.float32))
 
 
+MMA = """
+  const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+  const unsigned *a = (const unsigned*)x, *b = a + 16 * 8;
+  int* c = (int*)y;
+  int sum[4] = {c[g * 8 + 2 * t], c[g * 8 + 2 * t + 1], c[(g + 8) * 8 + 2 * t], c[(g + 8) * 8 + 2 * t + 1]};
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.KIND.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};" : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+               : "r"(a[g * 8 + t]), "r"(a[(g + 8) * 8 + t]), "r"(a[g * 8 + t + 4]), "r"(a[(g + 8) * 8 + t + 4]),
+                 "r"(b[g * 8 + t]), "r"(b[g * 8 + t + 4]));
+  for (int r = 0; r < 4; ++r) c[(g + r / 2 * 8) * 8 + 2 * t + r % 2] = sum[r];
+"""
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_products_of_bytes_are_exact_and_their_sums_wrap(dtype: str) -> None:
+    """A's words by row, B's by column, four bytes of k each; without .satfinite a sum leaves int32 at the other end."""
+    rng, span = np.random.default_rng(0), np.iinfo(dtype)
+    a = rng.integers(span.min, span.max + 1, (16, 32)).astype(dtype)
+    b = rng.integers(-128, 128, (8, 32)).astype(np.int8)
+    a[0], b[0] = span.max, 127
+    c = rng.integers(-1000, 1000, (16, 8)).astype(np.int32)
+    c[0] = 2**31 - 1
+    given = np.frombuffer(a.tobytes() + b.tobytes(), np.int32)
+    found = run(f"{HEAD}{MMA.replace('KIND', {'int8': 's8', 'uint8': 'u8'}[dtype])}}}", given, c, block=(32, 1, 1))[1]
+    exact = c + a.astype(np.int64) @ b.T.astype(np.int64)
+    assert exact[0, 0] > 2**31
+    assert np.array_equal(found, exact.astype(np.int32))
+
+
 def test_fresh_memory_is_nan_and_freed_memory_is_out_of_bounds() -> None:
     driver = ShimDriver()
     function = driver.function(driver.load(f"{HEAD} y[threadIdx.x] = x[threadIdx.x]; }}".encode()), "f", 0)

@@ -182,7 +182,7 @@ LARGE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, "int8"])
 @pytest.mark.parametrize("text", LARGE)
 def test_spaces_keep_to_what_blocks_may_have(text: str, dtype: str) -> None:
     p = Problem.parse(f"{text}_{dtype}").canonical

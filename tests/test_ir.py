@@ -204,6 +204,21 @@ def test_matmul_broadcasts_and_is_exact_on_integers() -> None:
     assert value(MatMul(big, Const(np.full((4, 1), 2**29 + 1, np.int64)))).item() == 4 * (2**31 - 1) * (2**29 + 1)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_products_of_bytes_are_summed_in_int32(dtype: str) -> None:
+    span, at = np.iinfo(dtype), ((1,), ((0, 0),), (1,))
+    x = np.array([[[span.min, span.max, span.max, span.min]]], dtype)
+    w, b = np.array([[[-128, -128]], [[127, 127]]], np.int8), Const(np.array([1, -1], np.int32))
+
+    def each(x: Array, w: Array) -> list[Node]:
+        turned = ConvTranspose(Const(x), Const(w.swapaxes(0, 1)), b, *at, (0,), 1)
+        return [Conv(Const(x), Const(w), b, *at, 1), turned, MatMul(Const(x.swapaxes(1, 2)), Const(w[0]))]
+
+    for narrow, wide in zip(each(x, w), each(x.astype(np.int32), w.astype(np.int32)), strict=True):
+        assert narrow.dtype == value(narrow).dtype == "int32"
+        assert np.array_equal(value(narrow), value(wide))
+
+
 def test_movement() -> None:
     x = const(3, 4, 5)
     np.testing.assert_array_equal(value(Reshape(x, (6, 10))), x.value.reshape(6, 10))

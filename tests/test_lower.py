@@ -38,6 +38,7 @@ from convc.ir import (
     Unary,
     Where,
 )
+from convc.ir.check import SUMS
 from convc.ir.functions import BINARY, COMPARISONS, LOGICAL, UNARY, UNARY_ON_INTEGERS
 from convc.ir.reduction import REDUCTIONS
 from convc.layout import PLAIN, Layout
@@ -523,12 +524,12 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
-@pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "float32"])
 def test_convolutions_by_weights_from_outside(case: tuple, dtype: str, rng: np.random.Generator) -> None:
     group, stride, pad, dilation = case
     shapes = [(2, 4, 7, 9), (12, 4 // group, 3, 3), (12,)]
-    x, w, b = (placeholder(*s, dtype=dtype) for s in shapes)
-    values = {n: whole(rng, *n.shape, dtype=dtype) for n in (x, w, b)}
+    x, w, b = (placeholder(*s, dtype=SUMS.get(dtype, dtype) if len(s) == 1 else dtype) for s in shapes)
+    values = {n: whole(rng, *n.shape, dtype=n.dtype) for n in (x, w, b)}
     for layouts, to in (([PLAIN] * 3, PLAIN), ([Layout(4), PLAIN, PLAIN], B8)):
         check([Conv(x, w, b, stride, pad, dilation, group)], values, layouts, to)
     turned = placeholder(4, 12 // group, 3, 3, dtype=dtype)

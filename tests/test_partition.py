@@ -103,6 +103,15 @@ def test_an_epilogue_keeps_shape_and_type() -> None:
     assert fused(graph_of(Cast(Cast(y, "float16"), "float32"))) == ["conv+cast+cast"]
 
 
+def test_an_epilogue_of_8_bit_products_may_end_in_8_bits() -> None:
+    x, ones = Input("x", TensorType((1, 2, 4, 4), "uint8")), (1, 1)
+    y = Conv(x, Const(np.ones((2, 2, 1, 1), np.int8)), Const(np.ones(2, np.int32)), ones, ((0, 0),) * 2, ones, 1)
+    scaled = Unary("round", Binary("mul", Cast(y, "float32"), Const(np.array(0.5, np.float32))))
+    narrow = Cast(Unary("clip", scaled, (0.0, 255.0)), "uint8")
+    assert fused(graph_of(narrow)) == ["conv+add+cast+mul+round+clip+cast"]
+    assert fused(graph_of(Cast(narrow, "int64"))) == ["conv+add+cast+mul+round+clip+cast", "cast"]
+
+
 def test_weights_are_not_read_a_second_time_by_the_epilogue() -> None:
     w = Const(integers(0, 4, 4))
     plan = partition(graph_of(add(MatMul(image(4, 4), w), w)))

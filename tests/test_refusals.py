@@ -52,6 +52,8 @@ TWO, ONE, NO_PAD = (2, 2), (1, 1), ((0, 0), (0, 0))
         (Conv(X4, W, Const(np.zeros(3, np.float32)), ONE, NO_PAD, ONE, 2), "4 output channels"),
         (Conv(X4, Const(np.zeros((4, 2, 3, 3))), None, ONE, NO_PAD, ONE, 2), "dtypes differ"),
         (Conv(X4, Const(np.zeros((4, 2, 3), np.float32)), None, ONE, NO_PAD, ONE, 2), "rank"),
+        (Conv(X4, Const(np.zeros((4, 2, 3, 3), np.int8)), None, ONE, NO_PAD, ONE, 2), "dtypes differ"),
+        (MatMul(Cast(X4, "uint8"), Const(np.zeros((5, 4), np.uint8))), "must be int8"),
         (Conv(X4, Const(np.zeros((0, 2, 3, 3), np.float32)), None, ONE, NO_PAD, ONE, 2), "1 or more"),
         (Conv(X4, Const(np.zeros((3, 2, 3, 3), np.float32)), None, ONE, NO_PAD, ONE, 2), "3 output channels"),
         (Conv(Input("i", TensorType((4, 5))), W, None, ONE, NO_PAD, ONE, 2), "spatial"),

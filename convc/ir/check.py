@@ -13,6 +13,8 @@ from convc.ir.node import TensorType
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 DTYPES = (*FLOATS, *INTEGERS, "bool")
+SUMS = {"int8": "int32", "uint8": "int32"}
+"""By the type of activations, what their products by int8 weights are summed in; every other type sums in itself."""
 
 
 def refuse(bad: bool, reason: str) -> None:
@@ -26,6 +28,16 @@ def check_same_dtype(**types: TensorType) -> str:
     dtypes = {t.dtype for t in types.values()}
     refuse(len(dtypes) > 1, "dtypes differ: " + ", ".join(f"{name} is {t}" for name, t in types.items()))
     return dtypes.pop()
+
+
+def check_products(**types: TensorType) -> str:
+    """The dtype of the sums of products of the second of `types` and the first; ValueError where they have none."""
+    x, w = types.values()
+    if x.dtype in SUMS and w.dtype == "int8":
+        return SUMS[x.dtype]
+    dtype = check_same_dtype(**types)
+    refuse(dtype in SUMS, f"weights by which {dtype} is multiplied must be int8")
+    return dtype
 
 
 def check_numbers(name: str, type_: TensorType) -> None:

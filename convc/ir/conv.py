@@ -6,14 +6,17 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from convc.ir.check import (
+    SUMS,
     broadcast_shape,
     check_lengths,
     check_numbers,
     check_positive,
+    check_products,
     check_same_dtype,
     check_spatial,
     refuse,
@@ -30,7 +33,8 @@ class Conv(Node):
     """y[n,o,i,j] = b[o] + sum over c,u,v of x[n, c, i*s0 + u*d0 - p0, j*s1 + v*d1 - p1] * w[o,c,u,v].
 
     1 to 3 spatial axes; x [N, C, *I], w [O, C/group, *K], b [O] or None. `pad` is (before, after) per spatial axis, in
-    elements; `dilation` is the distance between taps (1 is dense). Integer tensors accumulate in their own dtype.
+    elements; `dilation` is the distance between taps (1 is dense). Integer tensors accumulate in their own dtype, but
+    int8 and uint8 x by int8 w in int32, which b and y are then.
     """
 
     x: Node
@@ -43,16 +47,16 @@ class Conv(Node):
 
     def infer(self) -> TensorType:
         x, w = self.x.type, self.w.type
-        check_weights(x, w, group=self.group)
+        dtype = check_weights(x, w, group=self.group)
         (channels, per_group), out = x.shape[1:2] + w.shape[1:2], w.shape[0]
         refuse(
             per_group * self.group != channels,
             f"w {w} reads {per_group} channels in each of {self.group} groups, x {x} has {channels}",
         )
         refuse(out % self.group != 0, f"{out} output channels do not divide into {self.group} groups")
-        check_bias(self.b, x, channels=out)
+        check_bias(self.b, dtype, channels=out)
         extents = window_extents(x.shape[2:], w.shape[2:], stride=self.stride, pad=self.pad, dilation=self.dilation)
-        return TensorType((x.shape[0], out, *extents), x.dtype)
+        return TensorType((x.shape[0], out, *extents), dtype)
 
     @property
     def flops(self) -> int:
@@ -63,7 +67,7 @@ class Conv(Node):
         x, w, b = args[0], args[1], args[2] if len(args) > 2 else None
         padded = np.pad(x, ((0, 0), (0, 0), *self.pad))
         extents = window_extents(x.shape[2:], w.shape[2:], stride=self.stride, pad=self.pad, dilation=self.dilation)
-        dtype = np.result_type(x, w)
+        dtype = sums_of(x, w)
         taps = sum_of_taps(padded, w, extents=extents, stride=self.stride, dilation=self.dilation, group=self.group)
         return add_bias(taps, b).astype(dtype, copy=False)
 
@@ -86,18 +90,18 @@ class ConvTranspose(Node):
 
     def infer(self) -> TensorType:
         x, w = self.x.type, self.w.type
-        check_weights(x, w, group=self.group)
+        dtype = check_weights(x, w, group=self.group)
         channels, out = x.shape[1], w.shape[1] * self.group
         refuse(w.shape[0] != channels, f"w {w} reads {w.shape[0]} channels, x {x} has {channels}")
         refuse(channels % self.group != 0, f"{channels} input channels do not divide into {self.group} groups")
-        check_bias(self.b, x, channels=out)
+        check_bias(self.b, dtype, channels=out)
         check_lengths(x.rank - 2, stride=self.stride, pad=self.pad, dilation=self.dilation, output_pad=self.output_pad)
         check_positive(stride=self.stride, dilation=self.dilation)
         refuse(any(p < 0 for pair in self.pad for p in pair), f"pad {self.pad} has a negative entry")
         refuse(any(p < 0 for p in self.output_pad), f"output_pad {self.output_pad} has a negative entry")
         extents = self.extents(x.shape[2:], w.shape[2:])
         refuse(min(extents) < 1, f"the output would have extents {extents}: pad {self.pad} crops all of it")
-        return TensorType((x.shape[0], out, *extents), x.dtype)
+        return TensorType((x.shape[0], out, *extents), dtype)
 
     def extents(self, inputs: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
         axes = zip(inputs, kernel, self.stride, self.dilation, self.pad, self.output_pad, strict=True)
@@ -110,7 +114,7 @@ class ConvTranspose(Node):
 
     def reference(self, *args: Array) -> Array:
         x, w, b = args[0], args[1], args[2] if len(args) > 2 else None
-        dtype, group = np.result_type(x, w), self.group
+        dtype, group = sums_of(x, w), self.group
         batch, inputs, kernel = x.shape[0], x.shape[2:], w.shape[2:]
         extents = self.extents(inputs, kernel)
         full = [e + sum(p) for e, p in zip(extents, self.pad, strict=True)]
@@ -126,14 +130,16 @@ class ConvTranspose(Node):
 
 @dataclass(frozen=True, eq=False)
 class MatMul(Node):
-    """numpy's matmul: a [..., M, K] times b [..., K, N]; leading axes broadcast. Both have rank 2 or more."""
+    """numpy's matmul: a [..., M, K] times b [..., K, N]; leading axes broadcast. Both have rank 2 or more.
+    The product of int8 or uint8 a and int8 b is int32.
+    """
 
     a: Node
     b: Node
 
     def infer(self) -> TensorType:
         a, b = self.a.type, self.b.type
-        dtype = check_same_dtype(a=a, b=b)
+        dtype = check_products(a=a, b=b)
         check_numbers("a", a)
         refuse(min(a.rank, b.rank) < 2, f"a {a} and b {b} must both be matrices or stacks of matrices")
         refuse(a.shape[-1] != b.shape[-2], f"a {a} has {a.shape[-1]} columns, b {b} has {b.shape[-2]} rows")
@@ -147,22 +153,27 @@ class MatMul(Node):
 
     def reference(self, *args: Array) -> Array:
         a, b = args
-        return exact_matmul(a, b).astype(np.result_type(a, b), copy=False)
+        return exact_matmul(a, b).astype(sums_of(a, b), copy=False)
 
 
-def check_weights(x: TensorType, w: TensorType, *, group: int) -> None:
-    """What Conv and ConvTranspose both ask of x and w."""
+def check_weights(x: TensorType, w: TensorType, *, group: int) -> str:
+    """What Conv and ConvTranspose both ask of x and w; the dtype of their sums."""
     check_spatial(x)
-    check_same_dtype(x=x, w=w)
+    dtype = check_products(x=x, w=w)
     refuse(w.rank != x.rank, f"w {w} has rank {w.rank}, x {x} has rank {x.rank}")
     check_positive(w=w.shape, group=(group,))
+    return dtype
 
 
-def check_bias(b: Node | None, x: TensorType, *, channels: int) -> None:
+def check_bias(b: Node | None, dtype: str, *, channels: int) -> None:
     if b is None:
         return
-    check_same_dtype(x=x, b=b.type)
+    check_same_dtype(y=TensorType((), dtype), b=b.type)
     refuse(b.shape != (channels,), f"b {b.type} must be one number for each of {channels} output channels")
+
+
+def sums_of(x: Array, w: Array) -> np.dtype[Any]:
+    return np.dtype(SUMS.get(x.dtype.name, np.result_type(x, w)))
 
 
 def tap_slices(
@@ -179,7 +190,7 @@ def sum_of_taps(
 ) -> Array:
     """The convolution without padding and bias: one matrix product for each tap. [N, O, *extents]"""
     batch, out = padded.shape[0], w.shape[0]
-    y = np.zeros((batch, group, out // group, math.prod(extents)), wide_dtype(np.result_type(padded, w)))
+    y = np.zeros((batch, group, out // group, math.prod(extents)), wide_dtype(sums_of(padded, w)))
     lhs = w.reshape(group, out // group, *w.shape[1:])
     for tap, where in tap_slices(w.shape[2:], extents=extents, stride=stride, dilation=dilation):
         cells = padded[(slice(None), slice(None), *where)].reshape(batch, group, w.shape[1], -1)
@@ -195,7 +206,7 @@ def add_bias(y: Array, b: Array | None) -> Array:
 def exact_matmul(a: Array, b: Array) -> Array:
     """numpy's matmul without its two weak spots: 2-byte floats sum in float32 (the dtype of the result), and integer
     products go through float64, which is much faster, where no sum can leave the range in which float64 is exact."""
-    dtype = wide_dtype(np.result_type(a, b))
+    dtype = wide_dtype(sums_of(a, b))
     through = dtype
     if dtype.kind in "iu" and a.size and b.size:
         bound = a.shape[-1] * largest(a) * largest(b)

@@ -30,6 +30,7 @@ from convc.target import GpuTarget
 SHARED = "tirx.use_dyn_shared_memory"
 FLAGS = ("tirx.use_programtic_dependent_launch", "tirx.use_cooperative_launch")  # launch parameters without a value
 AXES = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "threadIdx.y", "threadIdx.z")
+WORDS = {"int8": "int32", "uint8": "uint32"}  # four of a type
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _divided(module: Any) -> tuple[tirx.PrimFunc, Any]:
 def _text(kernels: Any, machine: Any) -> str:
     passes = [
         tirx.transform.FP8StorageLegalize(), tirx.transform.BF16StorageLegalize(), tirx.transform.LowerWarpMemory(),
-        tirx.transform.StmtSimplify(), each(_called), each(_folded), tirx.transform.LowerIntrin(),
+        tirx.transform.StmtSimplify(), each(_called), each(_folded), each(_worded), tirx.transform.LowerIntrin(),
     ]  # fmt: skip
     module = tvm.ir.transform.Sequential(passes)(kernels)
     text = str(tvm.get_global_func("target.build.cuda")(module, machine).inspect_source("cuda"))
@@ -174,6 +175,19 @@ def _bits(call: Call) -> Expr:
         return call
     given, wanted = (np.dtype(str(t)) for t in (call.args[0].ty, call.ty))
     return tirx.const(np.array(call.args[0].value, given).view(wanted).item(), str(call.ty))
+
+
+def _worded(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Vectors of one 8-bit number as the words that hold them: TVM would name every number of them."""
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.Broadcast, _words)))
+
+
+def _words(vector: tirx.Broadcast) -> Expr:
+    dtype, count = str(vector.value.ty), int(vector.lanes) // 4
+    if dtype not in WORDS or count not in (2, 4) or not isinstance(vector.value, tirx.IntImm):
+        return vector
+    word = tirx.const(int(np.full(4, vector.value.value, dtype).view(WORDS[dtype])[0]), WORDS[dtype])
+    return tirx.reinterpret(vector.ty, tirx.Broadcast(word, count))
 
 
 @cache

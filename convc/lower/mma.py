@@ -10,6 +10,7 @@ each lane's part is what lies together in memory. Source: PTX ISA, "Matrix Fragm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -19,12 +20,28 @@ from tvm.ir import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.sym import Analyzer
 
-# By the type of the operands: PTX's name of it, the depth of an instruction, what a register of A goes through and what
-# one of B.
+
+@dataclass(frozen=True)
+class Instruction:
+    """PTX's names of the types of A, B and the sums, its depth, and what a register of A goes through and one of B."""
+
+    a: str
+    b: str
+    sums: str
+    depth: int
+    left: str
+    right: str = ""
+
+
+# By the type of A.
 INSTRUCTIONS = {
-    "float16": ("f16", 16, "convc_apart", ""), "bfloat16": ("bf16", 16, "convc_apart", ""),
-    "float32": ("tf32", 8, "convc_tf32", "convc_tf32"),
-}  # fmt: skip
+    "float16": Instruction("f16", "f16", "f32", 16, "convc_apart"),
+    "bfloat16": Instruction("bf16", "bf16", "f32", 16, "convc_apart"),
+    "float32": Instruction("tf32", "tf32", "f32", 8, "convc_tf32", "convc_tf32"),
+    "int8": Instruction("s8", "s8", "s32", 32, "convc_apart"),
+    "uint8": Instruction("u8", "s8", "s32", 32, "convc_apart"),
+}
+HELD = {"f32": ("float", "f"), "s32": ("int", "r")}  # sums: their type in C++, and asm's letter of the registers
 
 # x, as a value of its own: A's four registers must follow one another, and so must the four that a load of 16 bytes
 # fills, of which A takes every other. Where they are the same values ptxas copies them for each instruction, three
@@ -45,16 +62,16 @@ static __device__ __forceinline__ unsigned convc_tf32(unsigned x) {
 }
 """
 _FUNCTION = """
-static __device__ __forceinline__ void NAME(float* c, const void* a_low, const void* a_high, const void* b_both) {
+static __device__ __forceinline__ void NAME(TYPE* c, const void* a_low, const void* a_high, const void* b_both) {
   const uint2 l = *(const uint2*)a_low, h = *(const uint2*)a_high, b = *(const uint2*)b_both;
-  MMA("+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+  MMA("+R"(c[0]), "+R"(c[1]), "+R"(c[2]), "+R"(c[3])
       : "r"(LEFT(l.x)), "r"(LEFT(h.x)), "r"(LEFT(l.y)), "r"(LEFT(h.y)), "r"(RIGHT(b.x)), "r"(RIGHT(b.y)));
 }
 """
 
 
 def name_of(dtype: str) -> str:
-    return f"convc_mma_{INSTRUCTIONS[dtype][0]}"
+    return f"convc_mma_{INSTRUCTIONS[dtype].a}"
 
 
 def prelude(text: str) -> str:
@@ -64,11 +81,13 @@ def prelude(text: str) -> str:
 
 
 def _functions(dtype: str) -> tuple[str, str]:
-    kind, depth, left, right = INSTRUCTIONS[dtype]
-    instruction = f"mma.sync.aligned.m16n8k{depth}.row.col.f32.{kind}.{kind}.f32"
+    found = INSTRUCTIONS[dtype]
+    kind, letter = HELD[found.sums]
+    instruction = f"mma.sync.aligned.m16n8k{found.depth}.row.col.{found.sums}.{found.a}.{found.b}.{found.sums}"
     asm = f'asm volatile("{instruction} {{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};" : '
-    body = _FUNCTION.replace("MMA(", asm).replace("NAME", name_of(dtype)).replace("LEFT", left).replace("RIGHT", right)
-    return (_ROUND if right else _APART), body
+    body = _FUNCTION.replace("MMA(", asm).replace("NAME", name_of(dtype)).replace("TYPE", kind)
+    body = body.replace("+R", f"+{letter}").replace("LEFT", found.left).replace("RIGHT", found.right)
+    return (_ROUND if found.right else _APART), body
 
 
 def multiply(sch: Schedule, loop: Any, dtype: str) -> Any:

@@ -144,8 +144,8 @@ def packed_bytes(packing: Packing) -> int:
 
 def choice_bytes(problem: Problem, choice: Choice) -> int:
     """Bytes of a problem's weights as `choice` packs them, without the rounding up to 64."""
-    config, item = tuple(sorted(choice.config.items())), np.dtype(problem.dtype).itemsize
-    return _algorithm_elements(problem.weights, problem.dtype, problem, choice.algorithm, choice.kind, config) * item
+    config, item = tuple(sorted(choice.config.items())), np.dtype(problem.w_dtype).itemsize
+    return _algorithm_elements(problem.weights, problem.w_dtype, problem, choice.algorithm, choice.kind, config) * item
 
 
 @lru_cache(maxsize=1 << 14)

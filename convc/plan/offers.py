@@ -10,6 +10,7 @@ from convc.algorithm import Algorithm, Choice, Config, algorithms
 from convc.dtypes import HALVES, definition_error
 from convc.dtypes import MAX_REL_ERR as MAX_REL_ERR
 from convc.dtypes import ROUNDING as ROUNDING
+from convc.ir.check import SUMS
 from convc.problem import Problem
 from convc.target import Target
 
@@ -138,7 +139,7 @@ def refusal(algorithm: Algorithm, problem: Problem, target: Target) -> str | Non
     """Why `algorithm` is no candidate, or None."""
     if target.kind != algorithm.kind:
         return f"it is for {algorithm.kind} targets"
-    if target.kind == "cpu" and problem.dtype in HALVES:
+    if target.kind == "cpu" and problem.dtype in (*HALVES, *SUMS):
         return f"CPUs compute {problem.dtype} without algorithms"
     return algorithm.refuses(problem, target)
 

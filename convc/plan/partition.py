@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from convc.ir import (
     LRN,
@@ -25,7 +25,7 @@ from convc.ir import (
     Softmax,
     Transpose,
 )
-from convc.ir.check import FLOATS
+from convc.ir.check import DTYPES, FLOATS, SUMS
 from convc.plan.plan import Copy, Group, Plan, is_anchor
 from convc.plan.views import may_be_view
 from convc.plan.work import (
@@ -112,24 +112,25 @@ class _Partition:
         return tuple(Group.of(nodes) for nodes in found)
 
     def _anchored(self, anchor: Node) -> list[Node]:
-        weights = anchor.args[1]
+        x, weights = anchor.args[:2]
+        numbers = (*FLOATS, *SUMS, anchor.dtype) if x.dtype in SUMS else FLOATS
 
         def admits(node: Node, inside: set[Node]) -> bool:
             outer = [a for a in node.args if a not in inside]
             readable = all(isinstance(a, Const) or fits_epilogue(a.shape, anchor.shape) for a in outer)
-            computed = node.dtype in (*FLOATS, "bool") and all(a.dtype in (*FLOATS, "bool") for a in node.args)
+            computed = all(n.dtype in (*numbers, "bool") for n in (node, *node.args))
             return readable and computed and weights not in outer and node.shape == anchor.shape
 
-        return self._take(self._extend(anchor, admits, dtype=anchor.dtype))
+        return self._take(self._extend(anchor, admits, ends=numbers if x.dtype in SUMS else (anchor.dtype,)))
 
     def _core(self, core: Node) -> list[Node]:
         if isinstance(core, Concat | Copy):
             return self._take([core])
         return self._take(self._extend(core, lambda node, _: node.shape == core.shape))
 
-    def _extend(self, seed: Node, admits: Admits, *, dtype: str | None = None) -> list[Node]:
-        """`seed` and the longest run of elementwise nodes after it that ends in one value of `dtype`, the only one read
-        from outside. Branches that meet again within the run are part of it."""
+    def _extend(self, seed: Node, admits: Admits, *, ends: Collection[str] = DTYPES) -> list[Node]:
+        """`seed` and the longest run of elementwise nodes after it that ends in one value, of a type of `ends`, the
+        only one read from outside. Branches that meet again within the run are part of it."""
         nodes, trial, inside = [seed], [seed], {seed}
         users = self._users(seed)
         while users:
@@ -144,7 +145,7 @@ class _Partition:
                 break
             for user in self._users(node):
                 heapq.heappush(users, user)
-            if dtype in (None, node.dtype) and self._enclosed(trial[:-1], inside):
+            if node.dtype in ends and self._enclosed(trial[:-1], inside):
                 nodes = list(trial)
         return nodes
 

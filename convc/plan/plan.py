@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from convc.algorithm import Choice
 from convc.ir import Const, Conv, ConvTranspose, Input, MatMul, Node, TensorType
-from convc.ir.check import FLOATS
+from convc.ir.check import FLOATS, SUMS
 from convc.ir.node import Array
 from convc.layout import PLAIN, Layout
 from convc.problem import Problem
@@ -32,15 +32,16 @@ def is_literal(node: Node) -> bool:
 
 
 def is_anchor(node: Node) -> bool:
-    """Whether algorithms compute it: a convolution (or transposed, or a matmul) of floats by constant weights."""
+    """Whether algorithms compute it: a convolution (or transposed, or a matmul) by constant weights, of floats or
+    of 8-bit numbers that are summed in int32."""
     match node:
         case Conv(x, Const()) | ConvTranspose(x, Const()):
-            floats = node.b is None
+            fits = node.b is None
         case MatMul(x, Const(value)):
-            floats = value.ndim == 2
+            fits = value.ndim == 2
         case _:
             return False
-    return floats and node.dtype in FLOATS and not isinstance(x, Const)
+    return fits and x.dtype in (*FLOATS, *SUMS) and not isinstance(x, Const)
 
 
 @dataclass(frozen=True, eq=False)

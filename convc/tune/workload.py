@@ -10,7 +10,8 @@ import numpy as np
 
 from convc.algorithm import Choice
 from convc.errors import UsageError
-from convc.ir import Array, Binary, Const, Input, Node, TensorType, Unary
+from convc.ir import Array, Binary, Cast, Const, Input, Node, TensorType, Unary
+from convc.ir.check import SUMS
 from convc.layout import PLAIN, Layout
 from convc.plan.epilogue import EPILOGUES
 from convc.plan.offers import ROUNDING
@@ -33,7 +34,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Workload:
-    """A canonical `problem` of float32 and a class of epilogues: "none", "short", "residual" or "long"."""
+    """A canonical `problem` and a class of epilogues: "none", "short", "residual" or "long"."""
 
     problem: Problem
     epilogue: str = "none"
@@ -47,13 +48,16 @@ class Workload:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """Convolution, bias, residual, activation, as far as the class has them."""
+        """Convolution, bias, residual, activation, as far as the class has them; of 8-bit numbers the long one ends in
+        such numbers again."""
         anchor = self.problem.node()
         if self.epilogue == "none":
             return (anchor,)
         found: list[Node] = [anchor, Binary("add", anchor, Const(np.zeros(self._bias_shape, anchor.dtype)))]
         if self.epilogue == "residual":
             found.append(Binary("add", found[-1], Input("residual", TensorType(anchor.shape, anchor.dtype))))
+        if self.epilogue == "long" and self.problem.dtype in SUMS:
+            return (*found, *_requantized(found[-1], self.problem.dtype, self._bias_shape))
         last = found[-1]
         found.append(Unary("swish", last, (1.0,)) if self.epilogue == "long" else Unary("relu", last))
         return tuple(found)
@@ -85,19 +89,33 @@ class Workload:
         return Packing(weights, self.problem, choice)
 
     def data(self, choice: Choice, *, exact: bool) -> Data:
-        """Whole numbers, of which every sum is exact (`exact`; only where the algorithm has a grain), or normal ones
-        with the algorithm's own bound. Lanes of padding are no numbers: in a network they hold whatever the kernel
-        before has left there."""
-        algorithm = choice.entry
+        """Whole numbers, of which every sum is exact (`exact`, and types that do not round; only where the algorithm
+        has a grain), or normal ones with the algorithm's own bound. Lanes of padding are no numbers, or of integers the
+        largest: in a network they hold whatever the kernel before has left there."""
+        algorithm, rounding = choice.entry, ROUNDING.get(self.problem.dtype, 0.0)
+        exact = exact or not rounding
         values = _values(self, algorithm.grain(self.problem, choice.config) if exact else None)
         layouts, result = self.layouts(choice)
-        reads = tuple(laid_out(v, layout, padding=math.nan) for v, layout in zip(values.reads, layouts, strict=True))
+        reads = tuple(laid_out(v, layout, padding=_worst(v)) for v, layout in zip(values.reads, layouts, strict=True))
         bound = 0.0 if exact else algorithm.error(self.problem, choice.config)
         reach = values.magnitude.max(initial=0.0) if algorithm.mixes else values.magnitude
-        slack = values.slack + ROUNDING[self.problem.dtype] * (bound * reach + 3 * values.magnitude)
+        slack = values.slack + rounding * (bound * reach + 3 * values.magnitude)
         tolerance = np.nextafter(slack.astype(np.float32), np.float32(np.inf)) if slack.any() else slack
         expected = laid_out(values.expected, result)
         return Data(reads, expected, laid_out(tolerance.astype(np.float32), result, padding=-1.0))
+
+
+def _requantized(total: Node, dtype: str, shape: tuple[int, ...]) -> list[Node]:
+    """As the front end writes it, one factor for each output channel."""
+    span = np.iinfo(dtype)
+    scaled = Binary("mul", Cast(total, "float32"), Const(np.zeros(shape, np.float32)))
+    found: list[Node] = [scaled.a, scaled, Unary("round", scaled)]
+    found.append(Unary("clip", found[-1], (float(span.min), float(span.max))))
+    return [*found, Cast(found[-1], dtype)]
+
+
+def _worst(x: Array) -> float:
+    return float(np.iinfo(x.dtype).max) if x.dtype.kind in "iu" else math.nan
 
 
 @dataclass(frozen=True)
@@ -128,7 +146,7 @@ def _values(workload: Workload, grain: int | None) -> _Values:
         absolute = {r: np.abs(v).astype(np.float64) for r, v in reads.items()}
         magnitude = _evaluate([n for n in workload.nodes if not isinstance(n, Unary)], absolute)
     slack = np.zeros(expected.shape)
-    if workload.epilogue == "long":
+    if workload.epilogue == "long" and workload.problem.dtype in ROUNDING:
         magnitude = magnitude * LONG_SLOPE
         slack = LONG_ROUNDING * np.maximum(1.0, np.abs(expected))
     return _Values(tuple(reads.values()), expected, magnitude, slack)
