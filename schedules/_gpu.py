@@ -16,7 +16,7 @@ from convc.ir.check import SUMS
 from convc.problem import Problem
 from convc.target import GpuTarget, Target
 
-LAUNCH = 2.5e-6  # seconds from one kernel of a graph to the next
+LAUNCH = 1.5e-6  # seconds from one kernel of a graph to the next, on an H200
 REACHED = 0.82  # of the multiply-adds a cycle, at best: convolutions with 64 to 512 channels on an H200
 FULL = 8  # resident warps from which multiply-adds of independent accumulators hide their latency
 LATENCY = 700.0  # cycles from asking global memory to having stored it in shared memory

@@ -78,7 +78,7 @@ def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, ...]:
     (v, acc), (channels, tiles, columns), gpu = _between(p, c), _reach(p, c), target.gpu
     q, k = _matrices(p, c)
     places, far = common.work(p, c).places, common.far(gpu, v, acc)
-    block = tensor_core.block(q, target, k, tensor_core.COPY, 0.0)
+    block = tensor_core.block(q, target, k)
     weights = STORED * places * channels * columns
     forward, inverse = common.transforms(p, gpu, c, p.g * channels * tiles, STORED, far)
     return forward, _gpu.cost(block, places * tensor_core.blocks(q, k), weights + sum(far), gpu), inverse
@@ -114,8 +114,8 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     lead = (p.g, steps, c["bk"], tiles // tall, tall, _mma.LANES[1], size)
     v = common.forward(x, p, c, lead, place, (channels, tiles))
 
-    def left(group: Any, step: Any, *rest: Any) -> Any:
-        return v(*unravel(step // steps, places), group, step % steps, *rest)
+    def left(group: Any, step: Any, k: Any, tile: Any, t: Any, row: Any, e: Any) -> Any:
+        return v(*unravel(step // steps, places), group, step % steps, k, tile, row, t, e)
 
     def right(step: Any, *rest: Any) -> Any:
         return w(*unravel(step // steps, places), step % steps, *rest)
@@ -140,5 +140,6 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     q, k = _matrices(p, c)
     loops = _mma.place_parts(sch, acc)
     _mma.place_products(sch, acc, loops, q, k)
-    _mma.stage(sch, sch.cache_read(sch.get_sblock("a"), 0, "shared.dyn"), loops[3], k, vector=True)
+    copied = sch.cache_read(sch.get_sblock("a"), 0, "shared.dyn")
+    _mma.stage(sch, copied, loops[3], k, lambda *each: ([*each[:-1]], each[-1]), ahead=True)
     common.place_results(sch, p, c)

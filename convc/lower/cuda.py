@@ -18,10 +18,11 @@ from tvm.s_tir import Schedule
 from tvm.tirx import Expr
 
 from convc.launch import MOST_GRID, MOST_THREADS, Launch, Temporary, Three, aligned
+from convc.lower import copies, mma
 from convc.lower.build import raw_function
+from convc.lower.copies import filled
 from convc.lower.flatten import flatten
 from convc.lower.guard import guarded
-from convc.lower.mma import prelude
 from convc.lower.names import each, vectorize
 from convc.lower.vector_math import nearest
 from convc.lower.waits import merged, settled
@@ -108,6 +109,7 @@ def _passes() -> Any:
             s_tir.transform.InferFragment(),
             s_tir.transform.LowerThreadAllreduce(),
             s_tir.transform.InjectPTXAsyncCopy(),
+            each(filled),
             s_tir.transform.MergeSharedMemoryAllocations(),
             tirx.transform.SplitHostDevice(),
         ]
@@ -150,7 +152,7 @@ def _text(kernels: Any, machine: Any) -> str:
     ]  # fmt: skip
     module = tvm.ir.transform.Sequential(passes)(kernels)
     text = str(tvm.get_global_func("target.build.cuda")(module, machine).inspect_source("cuda"))
-    return prelude(text) + text
+    return mma.prelude(text) + copies.prelude(text) + text
 
 
 def _called(func: tirx.PrimFunc) -> tirx.PrimFunc:
