@@ -9,6 +9,7 @@ together, a thread from one pixel. On an H200 it made 3 x 3 by 64 channels of 32
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from convc.target import Target
 
 LANES = (8, 4)  # g and t of lane 4 g + t
 PIECE = (16, 8)  # rows and columns of a product
+LOADED = 16  # elements that a thread has on their way at once, where chunks lie apart
 AXES = ("blockIdx.z", "blockIdx.x", "blockIdx.y")
 THREADS = ("threadIdx.z", "threadIdx.y", "threadIdx.x")  # warp, g, t: lanes are numbered as CUDA does
 
@@ -306,4 +308,5 @@ def _copy(sch: Any, loops: Sequence[Any], lane: Any | None, c: Config) -> None:
     if lane is not None:
         sch.vectorize(lane)
     else:
-        sch.unroll(times)  # all loads before the first store
+        each = math.gcd(int(sch.get(times).extent), LOADED)
+        sch.unroll(sch.split(times, [None, each])[1])

@@ -299,4 +299,4 @@ def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
         code = compiled(lower(Workload(p, "long").kernel(ON_CUDA.choice(config)), target), "kernel", target)
         for usage in (u for usages in code.usage.values() for u in usages):
             assert not usage.spill_stores and not usage.stack, config
-            assert 0.75 < usage.registers / tensor_core.registers(config) < 1.3, (config, usage)
+            assert 0.65 < usage.registers / tensor_core.registers(p, config) < 1.3, (config, usage)

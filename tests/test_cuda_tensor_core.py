@@ -191,7 +191,7 @@ def test_spaces_keep_to_what_blocks_may_have(text: str, dtype: str) -> None:
     for config in found:
         threads = 32 * config["wm"] * config["wn"]
         assert tensor_core.shared_bytes(p, config) <= SM80.l1
-        assert tensor_core.registers(config) * threads <= 64 << 10
+        assert tensor_core.registers(p, config) * threads <= 64 << 10
     assert any(tensor_core.shared_bytes(p, c) > STATIC_SHARED for c in found) or p.icg < 8
 
 
@@ -217,4 +217,24 @@ def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
         code = compiled(lower(kernel, target), "kernel", target)
         for usage in (u for usages in code.usage.values() for u in usages):
             assert not usage.spill_stores and not usage.stack, config
-            assert 0.75 < usage.registers / tensor_core.registers(config) < 1.3, (config, usage)
+            assert 0.75 < usage.registers / tensor_core.registers(p, config) < 1.3, (config, usage)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+@pytest.mark.parametrize("text", [LARGE[1], LARGE[3], "mb8_ic256ih56_oc512oh28_kh1sh2"])
+def test_the_largest_tiles_do_not_spill(text: str, dtype: str) -> None:
+    """Those with most accumulators, whatever warps, steps and parts are, with the epilogues that take most."""
+    from convc.lower.kernel import lower
+    from convc.lower.objects import compiled
+
+    target = machine("cuda/sm_80,sm_90a,tf32=1")
+    p = Problem.parse(f"{text}_{dtype}").canonical
+    configs = list(tensor_core.configs(p, target, (_mma.chunk(p),) * 2))
+    most = max(c["tm"] * c["tn"] for c in configs)
+    largest = [c for c in configs if c["tm"] * c["tn"] == most]
+    for i, config in enumerate(largest[:: max(1, len(largest) // 6)]):
+        kernel = Workload(p, ("residual", "long")[i % 2]).kernel(ON_CUDA.choice(config))
+        for usages in compiled(lower(kernel, target), "kernel", target).usage.values():
+            assert not [u for u in usages if u.spills or u.stack], config
