@@ -1,6 +1,6 @@
-"""Depthwise convolution on GPUs: a thread computes a strip of pixels down a column, of one channel or of the four that
-one access holds, in registers. Threads of a warp are neighbours along the rows: what they read of x comes from memory
-once and from the L1 cache for the other taps.
+"""Depthwise convolution on GPUs: a thread computes a strip of pixels down a column, of one channel or of as many as an
+access of 16 bytes or less holds, in registers. Threads of a warp are neighbours along the rows: what they read of x
+comes from memory once and from the L1 cache for the other taps. Types of 2 bytes are multiplied and summed in float32.
 
 The strip goes through the window column by column: the rows of x that a column of taps meets are read once, and each is
 multiplied by all taps it meets.
@@ -14,11 +14,13 @@ from functools import lru_cache
 from typing import Any
 
 from convc.algorithm import Config
+from convc.dtypes import HALVES
 from convc.gpu import MOST_REGISTERS, WARP
 from convc.problem import Problem
 from convc.schedules import _gpu
 from convc.target import GpuTarget, Target
 
+VECTOR = 4  # channels of a thread, beside all of a block
 THREADS = (64, 128, 256)  # of a block
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8)  # of a strip
 UNROLLED = 32  # taps up to which all columns of the window are unrolled
@@ -28,8 +30,8 @@ OWN = 36  # registers of a thread beside what it holds of x, w and y
 def refuses(p: Problem, target: Target) -> str | None:
     if p.kind != "conv" or not p.is_depthwise:
         return f"{p.icg} input and {p.ocg} output channels a group: depthwise has one of each"
-    if p.dtype != "float32":
-        return f"{p.dtype} is not float32"
+    if p.dtype not in (*HALVES, "float32"):
+        return f"{p.dtype} is neither float32 nor of 2 bytes"
     if not any(True for _ in _configs(p, 1)):
         return f"a column of {height(p)} taps takes too many registers"
     return None
@@ -47,8 +49,10 @@ def _configs(p: Problem, block: int) -> Iterator[Config]:
 
 
 def strips(p: Problem, block: int) -> Iterator[Config]:
+    """With `v` channels a thread."""
     rows = sorted({-(-p.o[-2] // -(-p.o[-2] // r)) for r in ROWS}) if p.rank > 1 else [1]
-    return ({"xb": block, "yb": block, "rh": rh, "tx": tx} for rh in rows for tx in THREADS)
+    vectors = sorted({min(block, VECTOR), block})
+    return ({"xb": block, "yb": block, "v": v, "rh": rh, "tx": tx} for v in vectors for rh in rows for tx in THREADS)
 
 
 def height(p: Problem) -> int:
@@ -67,27 +71,28 @@ def read(p: Problem, c: Config) -> int:
 
 
 def registers(p: Problem, c: Config) -> int:
-    return OWN + c["yb"] * (c["rh"] + read(p, c) + height(p))
+    return OWN + c["v"] * (c["rh"] + read(p, c) + height(p))
 
 
 def count(p: Problem, c: Config) -> int:
     down = -(-p.o[-2] // c["rh"]) if p.rank > 1 else 1
-    return p.mb * -(-p.oc // c["yb"]) * math.prod(p.o[:-2]) * down * p.o[-1]
+    return p.mb * -(-p.oc // c["yb"]) * (c["yb"] // c["v"]) * math.prod(p.o[:-2]) * down * p.o[-1]
 
 
 def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     """Multiply-adds, or the L1 cache that gives each warp 128 bytes a cycle, or memory."""
-    gpu, block, warps = target.gpu, c["yb"], c["tx"] / WARP
-    columns = p.taps // height(p)
+    gpu, size, v, warps = target.gpu, _gpu.size(p), c["v"], c["tx"] / WARP
+    columns, words = p.taps // height(p), c["v"] * _gpu.size(p) / 4
     reads = read(p, c)
-    fma = WARP * p.taps * c["rh"] * block / gpu.fma
-    cache = columns * (reads * block + height(p)) + c["rh"] * block
-    issued = (p.taps * c["rh"] * block + 5 * columns * reads + 60) / 4
-    tile = 4.0 * c["tx"] * block * (reach(p, c["rh"]) * min(p.s[-1], p.k[-1]) + c["rh"])
+    fma = WARP * p.taps * c["rh"] * v / gpu.fma
+    cache = columns * (reads * words + height(p)) + c["rh"] * words
+    widened = 0 if size == 4 else columns * (reads + height(p)) * v  # to float32
+    issued = (p.taps * c["rh"] * v + widened + 5 * columns * reads + 60) / 4
+    tile = float(size) * c["tx"] * v * (reach(p, c["rh"]) * min(p.s[-1], p.k[-1]) + c["rh"])
     found = _gpu.Block(
         c["tx"], registers(p, c), 0, warps * max(fma, cache, issued), _gpu.LATENCY * (1 + columns / 8), tile
     )
-    compulsory = 4.0 * p.mb * p.ic * (math.prod(p.i) + math.prod(p.o))
+    compulsory = float(size) * p.mb * p.ic * (math.prod(p.i) + math.prod(p.o))
     return _gpu.cost(found, -(-count(p, c) // c["tx"]), compulsory, gpu)
 
 
@@ -111,7 +116,7 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     def value(n: Any, block: Any, *rest: Any) -> Any:
         at = [i * s + u * d for i, s, u, d in zip(rest[: p.rank], p.s, taps, p.d, strict=True)]
         own = rest[p.rank] if lanes > 1 else 0
-        return te.sum(xp(n, block, *at, *rest[p.rank :]) * w(block, *taps, own), axis=taps)
+        return te.sum(_gpu.wide(xp(n, block, *at, *rest[p.rank :])) * _gpu.wide(w(block, *taps, own)), axis=taps)
 
     return te.compute(extents(p, c), value, name="y")
 
@@ -172,7 +177,10 @@ def place_strips(sch: Any, p: Problem, c: Config) -> None:
     if p.rank > 1:
         ho, hi = sch.split(pixel[-2], [None, c["rh"]], disable_predication=True)
         outer, inner = [n, block, *pixel[:-2], ho, pixel[-1]], [hi]
-        sch.annotate(out, GUARD, [1] * (2 + p.rank) + [c["yb"]] * len(lane))
+        sch.annotate(out, GUARD, [1] * (2 + p.rank) + [c["v"]] * len(lane))
+    if c["v"] < c["yb"]:
+        part, own = sch.split(lane[0], [None, c["v"]], disable_predication=True)
+        outer, lane = [*outer, part], [own]
     sch.reorder(*outer, *inner, *lane)
     group, thread = sch.split(sch.fuse(*outer), [None, c["tx"]])
     sch.bind(group, "blockIdx.x")

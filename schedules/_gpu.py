@@ -92,9 +92,14 @@ def modelled(
     return seconds, limit
 
 
+def size(p: Problem) -> int:
+    """Bytes of a number of x."""
+    return np.dtype(p.dtype).itemsize
+
+
 def lanes(p: Problem, target: Target) -> int:
     """Channels of the problem's type in one access of 16 bytes."""
-    return target.lanes * max(1, 4 // np.dtype(p.dtype).itemsize)
+    return target.lanes * max(1, 4 // size(p))
 
 
 def error(p: Problem, c: Config) -> float:
@@ -108,10 +113,10 @@ def wide(x: Any) -> Any:
     return x.astype("float32") if dtype in HALVES else x.astype(SUMS[dtype]) if dtype in SUMS else x
 
 
-def streamed(size: float, gpu: Gpu) -> float:
-    """Seconds of a kernel that does little but move `size` bytes once."""
-    rate = gpu.l2_rate * gpu.clock if size < gpu.l2 / 2 else 0.85 * gpu.bandwidth
-    return LAUNCH + size / rate
+def streamed(moved: float, gpu: Gpu) -> float:
+    """Seconds of a kernel that does little but move so many bytes once."""
+    rate = gpu.l2_rate * gpu.clock if moved < gpu.l2 / 2 else 0.85 * gpu.bandwidth
+    return LAUNCH + moved / rate
 
 
 def inline(sch: Any, names: set[str]) -> None:

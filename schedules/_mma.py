@@ -13,8 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from convc.algorithm import Config
 from convc.problem import Problem
 from convc.schedules import _gpu
@@ -39,7 +37,7 @@ def block_columns(c: Config) -> int:
 
 def chunk(p: Problem) -> int:
     """Channels in 16 bytes."""
-    return 16 // np.dtype(p.dtype).itemsize
+    return 16 // _gpu.size(p)
 
 
 def depth(p: Problem, c: Config) -> int:

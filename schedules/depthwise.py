@@ -119,7 +119,7 @@ ALGORITHM = Algorithm(
 
 
 def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
-    return _depthwise_cuda.space(p, target, block=target.lanes)
+    return _depthwise_cuda.space(p, target, block=_gpu.lanes(p, target))
 
 
 ON_CUDA = Algorithm(

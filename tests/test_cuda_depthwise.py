@@ -3,15 +3,20 @@ The general tests of algorithms draw problems; here are those that strips, windo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cuda_shim import needs_shim
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_algorithms import check
 from test_cuda_algorithms import machine, run_on_shim
+from test_cuda_tensor_core import check_exact
 
 from convc.algorithm import algorithms
+from convc.dtypes import HALVES
 from convc.errors import UsageError
+from convc.plan.epilogue import EPILOGUES
 from convc.problem import Problem
 
 NAMES = ("depthwise", "depthwise_nchw")
@@ -46,11 +51,25 @@ def test_windows_and_strips_of_any_shape(name: str, p: Problem, pick: int, epilo
 
 
 @needs_shim
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(p=problems(), pick=st.integers(0, 1000), epilogue=st.sampled_from(EPILOGUES))
+def test_types_of_two_bytes_are_exact_on_whole_numbers(
+    dtype: str, name: str, p: Problem, pick: int, epilogue: str
+) -> None:
+    algorithm, p = algorithms("cuda")[name], replace(p, dtype=dtype)
+    assume(algorithm.refuses(p, machine(TARGET)) is None)
+    configs = algorithm.space(p, machine(TARGET))
+    check_exact(p, configs[pick % len(configs)], machine(TARGET), epilogue, algorithm)
+
+
+@needs_shim
 @pytest.mark.parametrize("rows", [1, 3, 5, 8])
 def test_a_last_strip_beyond_the_image_writes_nothing(rows: int) -> None:
     """Rows of 13 in strips that do not divide them; results of another strip would be overwritten."""
     p = Problem.parse("g6mb2_ic6ih13iw9_oc6_kh3kw3ph1pw1")
-    config = {"xb": 4, "yb": 4, "rh": rows, "tx": 64}
+    config = {"xb": 4, "yb": 4, "v": 4, "rh": rows, "tx": 64}
     check(p, algorithms("cuda")["depthwise"], config, machine(TARGET), epilogue=True, run=run_on_shim)
 
 
@@ -86,15 +105,24 @@ def text_of(name: str, p: Problem, config: dict[str, int]) -> str:
 
 def test_blocks_are_read_and_written_16_bytes_at_a_time() -> None:
     p = Problem.parse("g32mb1_ic32ih28_oc32oh28_kh3ph1")
-    text = text_of("depthwise", p, {"xb": 4, "yb": 4, "rh": 2, "tx": 128})
+    text = text_of("depthwise", p, {"xb": 4, "yb": 4, "v": 4, "rh": 2, "tx": 128})
     body = text[text.rindex("__global__") :]
     assert body.count("*(float4*)(a0_ptr") == body.count("*(float4*)(w_ptr") == body.count("*(float4*)(z_ptr") == 1
     assert "a0_ptr[" not in body and "w_ptr[" not in body and "z_ptr[" not in body
 
 
+@pytest.mark.parametrize(("v", "vector"), [(8, "uint4"), (4, "half4")])
+def test_types_of_two_bytes_are_read_and_written_8_or_16_bytes_at_a_time(v: int, vector: str) -> None:
+    p = Problem.parse("g32mb1_ic32ih28_oc32oh28_kh3ph1_float16")
+    text = text_of("depthwise", p, {"xb": 8, "yb": 8, "v": v, "rh": 2, "tx": 128})
+    body = text[text.rindex("__global__") :]
+    assert all(body.count(f"*({vector}*)({name}_ptr") == 1 for name in ("a0", "w", "z"))
+    assert not any(f"{name}_ptr[" in body for name in ("a0", "w", "z"))
+
+
 def test_windows_inside_the_image_ask_for_no_border() -> None:
     """Without padding only the last strip, which overhangs, is asked for."""
-    config = {"xb": 4, "yb": 4, "rh": 2, "tx": 128}
+    config = {"xb": 4, "yb": 4, "v": 4, "rh": 2, "tx": 128}
     inside = text_of("depthwise", Problem.parse("g8mb1_ic8ih30_oc8_kh3"), config)
     padded = text_of("depthwise", Problem.parse("g8mb1_ic8ih30_oc8_kh3ph1"), config)
     assert "make_float4(0x0p" in padded and "make_float4(0x0p" not in inside

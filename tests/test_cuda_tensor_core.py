@@ -17,7 +17,7 @@ from test_algorithms import aligned, problems
 from test_cuda_algorithms import has_nvcc, run_on_shim
 
 import convc
-from convc.algorithm import Choice, Config
+from convc.algorithm import Algorithm, Choice, Config
 from convc.dtypes import LIMITS, ROUNDING
 from convc.frontend import import_onnx
 from convc.gpu import STATIC_SHARED
@@ -60,9 +60,11 @@ def run(workload: Workload, choice: Choice, target: GpuTarget, data: Data) -> np
     return out
 
 
-def check_exact(p: Problem, config: Config, target: GpuTarget, epilogue: str) -> None:
+def check_exact(
+    p: Problem, config: Config, target: GpuTarget, epilogue: str, algorithm: Algorithm = ON_CUDA
+) -> None:
     """Whole numbers: all sums are exact, and the result is the nearest number of the type."""
-    workload, choice = Workload(p, epilogue), ON_CUDA.choice(config)
+    workload, choice = Workload(p, epilogue), algorithm.choice(config)
     data = workload.data(choice, exact=True)
     found, mask = run(workload, choice, target, data), data.tolerance >= 0
     if epilogue != "long":
