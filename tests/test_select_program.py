@@ -28,19 +28,20 @@ from plan_cases import (
 )
 
 from convc.errors import BudgetError
-from convc.ir import Concat, Graph, MatMul, Node, Pool, Reduce, Reshape, Unary
+from convc.ir import Concat, Graph, Input, MatMul, Node, Pool, Reduce, Reshape, TensorType, Unary
 from convc.layout import PLAIN
 from convc.plan import partition, place, select
 from convc.plan.arena import choice_bytes
 from convc.plan.energy import REFUSED, Energy, Option, Solution
 from convc.plan.floor import arena_floor
-from convc.plan.layouts import activations, layout_energy, relayout_cost
+from convc.plan.layouts import activations, layout_energy, rates_of, relayout_cost
 from convc.plan.plan import Copy, Group, Plan
 from convc.plan.program import LimitReached, cheapest, smallest
 from convc.plan.relayout import relayout
 from convc.plan.search import SearchWarning
 from convc.plan.select import energies_of, offers_of
 from convc.plan.walk import walk
+from convc.target import GpuTarget, parse_target
 
 seeds = st.integers(0, 2**32)
 
@@ -334,3 +335,14 @@ def test_two_processes_choose_the_same(budget: int | None) -> None:
         line = [sys.executable, "-c", PROCESS.format(budget=budget)]
         found.append(subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout)
     assert found[0] == found[1] and "run " in found[0]
+
+
+@pytest.mark.parametrize("name", ["cuda/sm_80", "cuda/sm_90a"])
+def test_a_copy_on_a_gpu_costs_what_its_memory_takes(name: str) -> None:
+    """Not what it takes a thread of a CPU, which is two orders of magnitude more."""
+    target = parse_target(name)
+    assert isinstance(target, GpuTarget)
+    x = Input("x", TensorType((32, 96, 56, 56), "float32"))
+    seconds = relayout_cost(x, block=4, rates=rates_of(target)) * 1e-12
+    assert 1 < seconds / (2 * x.type.bytes / target.gpu.bandwidth) < 1.5
+    assert relayout_cost(x, block=4) * 1e-12 > 30 * seconds

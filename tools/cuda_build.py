@@ -27,6 +27,7 @@ from convc.lower.objects import build
 from convc.passes import simplify
 from convc.pipeline import run_until
 from convc.plan import partition, place
+from convc.plan.layouts import rates_of
 from convc.plan.offers import Offer, bound_of, refusal
 from convc.plan.plan import Plan
 from convc.plan.relayout import relayout
@@ -67,7 +68,7 @@ def layer_plan(p: Problem, choice: Choice, w: Array, machine: Target) -> Plan:
     anchor = node.with_args((node.args[0], Const(w)))
     plan = partition(Graph((anchor.args[0],), (("y", anchor),)))  # type: ignore[arg-type]
     found = {group: [Offer(choice, 1.0, 0.0, 0)] for group in plan.groups}
-    for block, energy in energies_of(plan, found, blocks_of(found, machine)).items():
+    for block, energy in energies_of(plan, found, blocks_of(found, machine), rates_of(machine)).items():
         solution = Search().cheapest(energy)
         chosen = relayout(plan, energy, solution, block=block) if solution else plan
         if choice in chosen.choices.values():

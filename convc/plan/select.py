@@ -13,7 +13,7 @@ from convc.plan.arena import choice_bytes
 from convc.plan.budget import within
 from convc.plan.energy import Energy, Option
 from convc.plan.epilogue import epilogue_of
-from convc.plan.layouts import cost_of, layout_energy
+from convc.plan.layouts import CPU, Rates, cost_of, layout_energy, rates_of
 from convc.plan.offers import Offer, Records, Size, offers, unasked
 from convc.plan.plan import Group, Plan
 from convc.plan.relayout import relayout
@@ -45,11 +45,11 @@ def select(
     """
     size = unasked if memory_budget is None else choice_bytes
     found = offers_of(plan, target, max_rel_err=max_rel_err, records=records, size=size)
-    blocks, search = blocks_of(found, target), Search()
+    blocks, rates, search = blocks_of(found, target), rates_of(target), Search()
     if memory_budget is not None:
         # Block 1 is all row-major: where memory is short, no lane is padded and nothing copied.
-        return within(plan, energies_of(plan, found, [1, *blocks]), search, budget=memory_budget)
-    solved = [(b, energy, search.cheapest(energy)) for b, energy in energies_of(plan, found, blocks).items()]
+        return within(plan, energies_of(plan, found, [1, *blocks], rates), search, budget=memory_budget)
+    solved = [(b, energy, search.cheapest(energy)) for b, energy in energies_of(plan, found, blocks, rates).items()]
     _, block, energy, solution = min((e.value(s), b, e, s) for b, e, s in solved if s is not None)
     return relayout(plan, energy, solution, block=block)
 
@@ -81,7 +81,7 @@ def blocks_of(found: Offers, target: Target) -> list[int]:
     return whole or [target.lanes]
 
 
-def energies_of(plan: Plan, found: Offers, blocks: Sequence[int]) -> dict[int, Energy]:
+def energies_of(plan: Plan, found: Offers, blocks: Sequence[int], rates: Rates = CPU) -> dict[int, Energy]:
     """What the plan costs under every choice of offers and layouts, row-major or of a channel block, by that block.
 
     Blocks under which kernels have no offer that have one under another block are left out.
@@ -92,7 +92,7 @@ def energies_of(plan: Plan, found: Offers, blocks: Sequence[int]) -> dict[int, E
         each = {g: _options(g, found, block, shared=readers[g.weights] > 1) for g in plan.groups}
         options[block] = {group: had for group, had in each.items() if had}
     most = max(len(had) for had in options.values())
-    return {b: layout_energy(plan, had, block=b) for b, had in options.items() if len(had) == most}
+    return {b: layout_energy(plan, had, block=b, rates=rates) for b, had in options.items() if len(had) == most}
 
 
 def _options(group: Group, found: Offers, block: int, *, shared: bool) -> list[Option]:
