@@ -24,7 +24,9 @@ CAPABILITY = (8, 0)
 RATES = {"float16": 1.0, "bfloat16": 1.0, "float32": 0.5, "int8": 2.0, "uint8": 2.0}  # of products, against float16
 # (rows, columns) of warps, and pieces of 16 x 8 of each.
 WARPS = ((2, 2), (4, 2), (2, 4), (4, 1), (2, 1), (1, 2), (1, 4), (8, 1))
-TILES = ((4, 8), (4, 4), (2, 8), (2, 4), (4, 2), (2, 2), (1, 4), (1, 2), (4, 1), (2, 1))
+TILES = (
+    (4, 8), (4, 6), (3, 8), (4, 4), (2, 8), (3, 4), (2, 6), (2, 4), (4, 2), (2, 2), (1, 4), (1, 2), (4, 1), (2, 1)
+)  # fmt: skip
 STAGES = (4, 3, 2)
 MARGIN = 19  # registers that the estimate may be off by
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
