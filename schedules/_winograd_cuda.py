@@ -23,6 +23,7 @@ from convc.schedules._index import ravel, unravel
 from convc.schedules._tiling import Axis, axes, form_of
 from convc.target import Target
 
+SECTOR = 32  # bytes
 TRANSFORMERS = 128  # threads of a block that transforms
 ACCUMULATED, SUMMED = "float32", 4  # what products are added in, and its bytes
 ADDRESSES = 50  # instructions of a thread that transforms, beside loads, stores and arithmetic
@@ -96,11 +97,17 @@ def transforms(
     shape, (v, acc) = work(p, c), far
     x, y = size * p.mb * p.ic * math.prod(p.i), size * p.mb * p.oc * math.prod(p.o)
     taken, given = shape.sides
-    forward, inverse = _transformer(taken, gpu, size, size), _transformer(given, gpu, SUMMED, size)
+    forward, inverse = _transformer(taken, gpu, size, size), _transformer(given, gpu, SUMMED, written(c, size))
     return (
         _gpu.cost(forward, threads // TRANSFORMERS, x + v, gpu),
         _gpu.cost(inverse, -(-shape.tiles * p.oc // TRANSFORMERS), y + acc, gpu),
     )
+
+
+def written(c: Config, size: int) -> int:
+    """Bytes that L2 sees of a number of y: blocks of channels fill half of its sectors of 32 bytes, and of tiles beside
+    one another every number is written to a sector alone."""
+    return SECTOR if c["yb"] == 1 else 2 * size
 
 
 def _transformer(side: Side, gpu: Gpu, loaded: int, stored: int) -> _gpu.Block:

@@ -84,7 +84,7 @@ def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, ...]:
     inputs = tall * forward.loads / HALO
     block = _gpu.Block(
         threads, _registers(p, c), _shared_bytes(p, c), steps * step + ending, (steps + 1) * _gpu.LATENCY,
-        4.0 * (steps * c["bk"] * (inputs + weights) + outputs),
+        4.0 * steps * c["bk"] * (inputs + weights) + common.written(c, 4) * outputs,
     )  # fmt: skip
     columns = tiles.columns(p, c)
     x, y = p.mb * p.ic * math.prod(p.i), p.mb * p.oc * math.prod(p.o)

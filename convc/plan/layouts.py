@@ -58,11 +58,11 @@ CPU = Rates(bandwidth=25e9, scatter=2.0, call=1e-6, plain=3e9, blocked=20e9)
 
 
 def rates_of(target: Target) -> Rates:
-    """On GPUs threads are lanes whatever the layout, and windows are read from L1."""
+    """On GPUs windows are read from L1, by accesses of one channel or of several."""
     if not isinstance(target, GpuTarget):
         return CPU
     rate = target.gpu.multiprocessors * target.gpu.fma * target.gpu.clock / 8  # instructions of an element
-    return Rates(0.85 * target.gpu.bandwidth, scatter=1.0, call=1.5e-6, plain=rate, blocked=rate)
+    return Rates(0.85 * target.gpu.bandwidth, scatter=1.0, call=1.5e-6, plain=rate, blocked=2 * rate)
 
 
 Options = Mapping[Group, Sequence[Option]]
