@@ -9,7 +9,6 @@ together, a thread from one pixel. On an H200 it made 3 x 3 by 64 channels of 32
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ from convc.target import Target
 
 LANES = (8, 4)  # g and t of lane 4 g + t
 PIECE = (16, 8)  # rows and columns of a product
-LOADED = 16  # elements that a thread has on their way at once, where chunks lie apart
 AXES = ("blockIdx.z", "blockIdx.x", "blockIdx.y")
 THREADS = ("threadIdx.z", "threadIdx.y", "threadIdx.x")  # warp, g, t: lanes are numbered as CUDA does
 
@@ -207,17 +205,21 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         i, j, r, step, k, q, e = place_parts(sch, acc)
     place_products(sch, acc, (i, j, r, step, k, q, e), p, c)
     col = sch.get_sblock("col")
-    sch.set_scope(col, 0, "shared.dyn")
-    sch.storage_align(col, 0, 4, 8 * chunk(p), 2 * chunk(p))  # the chunks of two rows on all banks
-    stage(sch, col, step, c, lambda *loops: _gathering(p, c, *loops), ahead=is_vector(p, c))
+    kept = col if is_vector(p, c) else sch.cache_read(sch.get_sblock("a"), 0, "shared.dyn")
+    sch.set_scope(kept, 0, "shared.dyn")
+    sch.storage_align(kept, 0, 4, 8 * chunk(p), 2 * chunk(p))  # the chunks of two rows on all banks
+    copying = stage(sch, kept, step, c, lambda *loops: _gathering(p, c, *loops), ahead=is_vector(p, c))
+    if not is_vector(p, c):  # a thread gathers a chunk in registers, so that no element waits for the one before
+        sch.set_scope(col, 0, "local")
+        sch.compute_at(col, copying, preserve_unit_loops=True)
+        sch.unroll(sch.get_loops(col)[-1])
 
 
 def _gathering(p: Problem, c: Config, k: Any, tile: Any, q: Any, row: Any, e: Any) -> tuple[list[Any], Any]:
-    """The loops of a copy to col, neighbouring threads on what lies together in memory, and the one that is a vector:
-    pixels of a block of channels, or all channels of a pixel; where chunks lie apart, an element of each pixel."""
-    if not is_vector(p, c):
-        return [k, tile, q, e, row], None
-    return [k, tile, q, row] if c["xb"] == chunk(p) else [k, tile, row, q], e
+    """The loops of a copy to shared memory, neighbouring threads on what lies together in x, and the one that is a
+    vector: pixels, or where all channels of one lie together its chunks."""
+    together = c["xb"] > chunk(p) and is_vector(p, c)
+    return [k, tile, row, q] if together else [k, tile, q, row], e
 
 
 def place_parts(sch: Any, acc: Any) -> tuple[Any, ...]:
@@ -281,11 +283,12 @@ def _register(bi: Any, bj: Any, wm: Any, wn: Any, g: Any, t: Any, i: Any, j: Any
 
 def stage(
     sch: Any, left: Any, step: Any, c: Config, order: Callable[..., tuple[list[Any], Any]], *, ahead: bool
-) -> None:
+) -> Any:
     """Both operands of a step in shared memory, copied by all threads of the block; steps ahead where whole chunks are
-    copied. `order` gives the loops of the left one and its vector."""
+    copied. `order` gives the loops of the left one and its vector. Returns the loop around what a thread copies of that
+    at once."""
     sch.compute_at(left, step, preserve_unit_loops=True)
-    _copy(sch, *order(*sch.get_loops(left)[-5:]), c)
+    copying = _copy(sch, *order(*sch.get_loops(left)[-5:]), c)
     w = sch.cache_read(sch.get_sblock("b"), 0, "shared.dyn")
     sch.compute_at(w, step, preserve_unit_loops=True)
     *_, k, piece, g, t, e = sch.get_loops(w)
@@ -295,16 +298,14 @@ def stage(
         sch.annotate(step, "software_pipeline_order", [0, 1, 2])
         if ahead:
             sch.annotate(step, "software_pipeline_async_stages", [0])
+    return copying
 
 
-def _copy(sch: Any, loops: Sequence[Any], lane: Any | None, c: Config) -> None:
+def _copy(sch: Any, loops: Sequence[Any], lane: Any, c: Config) -> Any:
     sch.reorder(*loops)
-    times, warp, g, t = sch.split(sch.fuse(*loops), [None, c["wm"] * c["wn"], *LANES])
+    _, warp, g, t = sch.split(sch.fuse(*loops), [None, c["wm"] * c["wn"], *LANES])
     sch.bind(warp, "threadIdx.z")
     sch.bind(g, "threadIdx.y")
     sch.bind(t, "threadIdx.x")
-    if lane is not None:
-        sch.vectorize(lane)
-    else:
-        each = math.gcd(int(sch.get(times).extent), LOADED)
-        sch.unroll(sch.split(times, [None, each])[1])
+    sch.vectorize(lane)
+    return t
