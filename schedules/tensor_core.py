@@ -28,6 +28,7 @@ TILES = (
     (4, 8), (4, 6), (3, 8), (4, 4), (2, 8), (3, 4), (2, 6), (2, 4), (4, 2), (2, 2), (1, 4), (1, 2), (4, 1), (2, 1)
 )  # fmt: skip
 STAGES = (4, 3, 2)
+DEEPEST = 6  # where weights come from memory
 MARGIN = 19  # registers that the estimate may be off by
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 KEPT = 64  # configs between two layouts
@@ -40,6 +41,7 @@ COPY = 14.0  # instructions of a copy of 16 bytes: addresses, tests for padding
 ALONE = 25.0  # and of a copy of one element
 GATHERED = 0.45  # cycles of a multiprocessor that 16 bytes of x take; weights, read by many blocks at once, take none
 WINDOW = 0.6  # of that, where taps are read again from L1
+FAR = 1.7  # times the latency of L2, that memory's is, where L2 does not hold the weights
 
 
 def refuses(p: Problem, target: Target) -> str | None:
@@ -72,13 +74,14 @@ def space(p: Problem, target: Target) -> Sequence[Config]:
 def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[Config]:
     """Every config between two layouts that compiles without spills and fits the machine."""
     xb, yb = blocks
+    stages = (DEEPEST, *STAGES) if _is_far(p, target) else STAGES
     for wm, wn in WARPS:
         for tm, tn in TILES:
             for bk in (1, 2):
                 tile = {"xb": xb, "yb": yb, "wm": wm, "wn": wn, "tm": tm, "tn": tn, "bk": bk}
                 if not _fits(p, tile):
                     continue
-                for st in STAGES if _mma.is_vector(p, tile) else (2,):
+                for st in stages if _mma.is_vector(p, tile) else (2,):
                     staged = {**tile, "st": st}
                     if shared_bytes(p, staged) <= target.l1 and (st == 2 or _mma.steps(p, staged) >= st):
                         yield from ({**staged, "sk": sk} for sk in SPLITS if _splits(p, staged, sk))
@@ -103,8 +106,6 @@ def registers(p: Problem, c: Config) -> int:
     """An estimate: accumulators, most of the operands of a group of products, addresses, and those of each copy; of
     8-bit operands some more, as their epilogues begin in int32 and end in bytes."""
     copies = 4 * c["bk"] * (_mma.block_rows(c) + _mma.block_columns(c)) // (WARP * c["wm"] * c["wn"])
-    if not _mma.is_vector(p, c):
-        copies = max(copies, 3 * _mma.LOADED // 2)
     return 4 * c["tm"] * c["tn"] + 6 * c["tm"] + 3 * c["tn"] + (46 if p.dtype in SUMS else 26) + 2 * copies
 
 
@@ -140,9 +141,15 @@ def block(p: Problem, target: GpuTarget, c: Config, copied: float = COPY, gather
     issued = warps * c["bk"] * (2 * c["tm"] * c["tn"] + 6 * c["tm"] + c["tn"]) + chunks / WARP * copied
     step = max(products, shared, issued / SCHEDULERS) + GATHERED * gathered * 4 * c["bk"] * tall
     epilogue = 12.0 * tall * wide / WARP / SCHEDULERS
-    waits = _gpu.LATENCY + many * (BARRIER + max(0.0, _gpu.LATENCY - (c["st"] - 1) * step))
+    latency = _gpu.LATENCY * (FAR if _is_far(p, target) else 1.0)
+    waits = latency + many * (BARRIER + max(0.0, latency - (c["st"] - 1) * step))
     moved = float(many * chunks * 16)
     return _gpu.Block(warps * WARP, registers(p, c), shared_bytes(p, c), many * step + epilogue, waits, moved)
+
+
+def _is_far(p: Problem, target: GpuTarget) -> bool:
+    """Whether L2 does not hold the weights."""
+    return p.oc * p.reduction * _gpu.size(p) > target.gpu.l2 / 2
 
 
 seconds, limit = _gpu.modelled(cost)

@@ -111,7 +111,7 @@ def test_layers_with_a_residual(text: str, tile: dict[str, int]) -> None:
     check_exact(p, config, SM80, "residual")
 
 
-@pytest.mark.parametrize("stages", [2, 3, 4])
+@pytest.mark.parametrize("stages", [2, 3, 4, 6])
 def test_a_step_has_one_barrier_and_its_copies_are_ahead(stages: int) -> None:
     from convc.lower.cuda import source_of
     from convc.lower.kernel import lower
