@@ -6,15 +6,15 @@ Source: Chetlur et al., cuDNN: Efficient Primitives for Deep Learning (arXiv:141
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from convc.algorithm import Config
 from convc.gpu import MOST_REGISTERS, SCHEDULERS, WARP
 from convc.problem import Problem
-from convc.schedules import _gpu
+from convc.schedules import _gpu, _matrix
 from convc.schedules._index import ravel, unravel
+from convc.schedules._matrix import SPLITS, columns, rows
 from convc.target import GpuTarget, Target
 
 VECTOR = 4  # float32 numbers in an access of 16 bytes
@@ -27,16 +27,6 @@ GATHER = 14.0  # instructions that bring 16 bytes or less of x: address, test fo
 FLAT_GATHER = 40.0  # where tap and channel of each product have to be found out by division
 BARRIER = 20.0  # and those of a step's barriers and of its loop
 AXES = ("blockIdx.z", "blockIdx.x", "blockIdx.y", "threadIdx.y", "threadIdx.x")
-SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-
-
-def rows(p: Problem) -> int:
-    return p.mb * math.prod(p.o)
-
-
-def columns(p: Problem, c: Config) -> int:
-    """Output channels with the lanes that pad the last block."""
-    return _gpu.rounded(p.oc, 1 if p.kind == "matmul" else c["yb"])
 
 
 def block_rows(c: Config) -> int:
@@ -55,18 +45,6 @@ def steps(p: Problem, c: Config) -> int:
 def part_steps(p: Problem, c: Config) -> int:
     """Those of one of the `sk` parts into which the sum is cut."""
     return -(-steps(p, c) // c["sk"])
-
-
-def needs_padding(p: Problem) -> bool:
-    return any(p.p) or any(a > 0 for a in p.after)
-
-
-def layouts(p: Problem, target: Target) -> list[tuple[int, int]]:
-    """Channel blocks of x and of the result: of one access or row-major, and the matrices as they are."""
-    if p.kind == "matmul":
-        return [(p.ic, p.oc)]
-    blocks = {n: [_gpu.lanes(p, target), 1] if n > 1 else [1] for n in (p.ic, p.oc)}
-    return [(xb, yb) for yb in blocks[p.oc] for xb in blocks[p.ic]]
 
 
 def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[Config]:
@@ -119,7 +97,6 @@ def shared_bytes(c: Config) -> int:
 
 
 def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
-    gpu = target.gpu
     threads, depth = c["ty"] * c["tx"], part_steps(p, c) * c["bk"]
     tiles = -(-rows(p) // block_rows(c)) * -(-columns(p, c) // block_columns(c))
     warps, step = threads / WARP, step_cycles(p, target, c)
@@ -128,12 +105,7 @@ def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
         threads, registers(p, c), shared_bytes(c), part_steps(p, c) * step + 2 * c["tm"] * c["tn"] * warps,
         part_steps(p, c) * max(0.0, _gpu.LATENCY - step), moved,
     )  # fmt: skip
-    compulsory = 4.0 * (p.mb * p.ic * math.prod(p.i) + p.oc * p.reduction + rows(p) * p.oc)
-    found = _gpu.cost(block, tiles * c["sk"], compulsory, gpu)
-    if c["sk"] == 1:
-        return found
-    parts = 4.0 * (c["sk"] + 1) * rows(p) * columns(p, c)
-    return _gpu.Cost(found.seconds + _gpu.streamed(parts, gpu), found.limit)
+    return _matrix.with_sums(_gpu.cost(block, tiles * c["sk"], _matrix.compulsory(p), target.gpu), p, target, c)
 
 
 def step_cycles(p: Problem, target: GpuTarget, c: Config) -> float:
@@ -152,9 +124,7 @@ seconds, limit = _gpu.modelled(cost)
 
 
 def memory(p: Problem, c: Config) -> int:
-    if c["sk"] == 1:
-        return 0
-    return 4 * c["sk"] * _gpu.rounded(rows(p), block_rows(c)) * _gpu.rounded(columns(p, c), block_columns(c))
+    return _matrix.parts_bytes(p, c, (block_rows(c), block_columns(c)))
 
 
 def pack(w: Any, p: Problem, c: Config) -> Any:
@@ -192,25 +162,13 @@ def _place(p: Problem, c: Config, step: Any, k: Any) -> tuple[Any, Any, Any]:
 
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     """col[group, step, k, pixel] from x; acc[part, pixel, channel], both cut into tiles; the same without tiles; y."""
-    from tvm import te, tirx
+    from tvm import te
 
-    total, tall, wide = rows(p), block_rows(c), block_columns(c)
-    down, across = -(-total // tall), -(-columns(p, c) // wide)
-    depth, xb = part_steps(p, c), c["xb"]
+    tall, wide = block_rows(c), block_columns(c)
+    down, across, depth = -(-rows(p) // tall), -(-columns(p, c) // wide), part_steps(p, c)
 
     def gathered(group: Any, step: Any, k: Any, *tile: Any) -> Any:
-        m = ravel(tile, tiles)
-        inside, tap, channel = _place(p, c, step, k)
-        pixel = tirx.min(m, total - 1) if total % tall else m
-        n, *o = unravel(pixel, (p.mb, *p.o))
-        at = [i * s + u * d - b for i, s, u, d, b in zip(o, p.s, unravel(tap, p.k), p.d, p.p, strict=True)]
-        conditions = [inside] if not isinstance(inside, tirx.IntImm) else []
-        if needs_padding(p):
-            conditions += [t for a, extent in zip(at, p.i, strict=True) for t in (a >= 0, a < extent)]
-        channel = channel if p.g == 1 else group * p.icg + channel
-        where = (n, channel, *at) if xb == 1 else (n, channel // xb, *at, channel % xb)
-        found = x(*where)
-        return tirx.if_then_else(tirx.all(*conditions), found, tirx.const(0, x.dtype)) if conditions else found
+        return _matrix.element(x, p, c, tall, group, ravel(tile, tiles), _place(p, c, step, k))
 
     tiles = (down, c["ty"], c["tm"])
     col = te.compute((p.g, depth * c["sk"], c["bk"], *tiles), gathered, name="col")
@@ -223,36 +181,18 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
 
     acc = te.compute(shape, product, name="acc")
 
-    def tiled(*index: Any) -> Any:
-        *part, m, o = index
+    def place_of(m: Any, o: Any) -> tuple[Any, ...]:
         ty, tx = m // c["tm"] % c["ty"], o // c["tn"] % c["tx"]
-        return acc(*(part or [0]), m // tall, o // wide, ty, tx, m % c["tm"], o % c["tn"])
+        return m // tall, o // wide, ty, tx, m % c["tm"], o % c["tn"]
 
-    parts = (c["sk"],) if c["sk"] > 1 else ()
-    matrix = te.compute((*parts, down * tall, across * wide), tiled, name="matrix")
-    part = te.reduce_axis((0, c["sk"]), "part")
-
-    def value(n: Any, ob: Any, *rest: Any) -> Any:
-        pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
-        m, o = ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
-        return te.sum(matrix(part, m, o), axis=[part]) if c["sk"] > 1 else matrix(m, o)
-
-    extents = (p.mb, -(-p.oc // c["yb"]), *p.o) + ((c["yb"],) if c["yb"] > 1 else ())
-    return te.compute(extents, value, name="y")
+    return _matrix.result(acc, p, c, (tall, wide), place_of)
 
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """block of pixels, block of channels, part | threads | steps, each by way of shared memory | k | registers."""
-    from tvm import tirx
-
-    from convc.lower.simple import simplify_indices
-
     acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
     _gpu.inline(sch, {"t", "y" if c["sk"] == 1 else "matrix"})
-    rank = 2 + p.rank + (c["yb"] > 1)
-    flat = tirx.IndexMap.from_func(lambda *index: matrix_index(index, p, c), ndim=rank, index_dtype="int32")
-    sch.transform_block_layout(z, flat)
-    simplify_indices(sch, z, same="matrix")
+    _matrix.flatten(sch, z, p, c)
     if c["sk"] == 1:
         thread = _bind_tiles(sch, z, p, c)
         for sblock in (sch.get_sblock("matrix"), acc):
@@ -263,7 +203,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
         *_, i, j, step, k = sch.get_loops(acc)
         sch.reorder(step, k, i, j)
     else:
-        sum_parts(sch, z)
+        _matrix.sum_parts(sch, z)
         part, bi, bj, thread_y, thread, i, j, step, k = sch.get_loops(acc)
         sch.reorder(step, k, i, j)
         for axis, loop in zip(AXES, (part, bi, bj, thread_y, thread), strict=True):
@@ -279,13 +219,6 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     for loop in (k, i, j):
         sch.unroll(loop)
     sch.decompose_reduction(acc, step)
-
-
-def matrix_index(index: Sequence[Any], p: Problem, c: Config) -> tuple[Any, Any]:
-    """The pixel and channel of an index of the result."""
-    n, ob, *rest = index
-    pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
-    return ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
 
 
 def _bind_tiles(sch: Any, z: Any, p: Problem, c: Config) -> Any:
@@ -305,16 +238,6 @@ def _bind_tiles(sch: Any, z: Any, p: Problem, c: Config) -> Any:
     sch.vectorize(lane)
     sch.annotate(z, GUARD, [1, together])
     return tx
-
-
-def sum_parts(sch: Any, z: Any) -> None:
-    """A second kernel adds the parts: a thread an element of z."""
-    y = sch.get_sblock("y")
-    block, thread = sch.split(sch.fuse(*sch.get_loops(z)), [None, 256])
-    sch.bind(block, "blockIdx.x")
-    sch.bind(thread, "threadIdx.x")
-    sch.set_scope(y, 0, "local")
-    sch.compute_at(y, thread)
 
 
 def _stage(sch: Any, acc: Any, step: Any, p: Problem, c: Config) -> None:

@@ -23,8 +23,8 @@ from typing import Any
 from convc.algorithm import Config
 from convc.problem import Problem
 from convc.schedules import _gpu
-from convc.schedules._gemm import sum_parts
 from convc.schedules._im2win_form import axes, block_columns, form, pixels, quads, scope, tiles, vector
+from convc.schedules._matrix import sum_parts
 from convc.target import Target
 
 UNROLLED = 640  # multiply-adds of all taps of a channel in one body: fewer addresses

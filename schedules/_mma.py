@@ -14,9 +14,9 @@ from typing import Any
 
 from convc.algorithm import Config
 from convc.problem import Problem
-from convc.schedules import _gpu
-from convc.schedules._gemm import columns, matrix_index, needs_padding, rows, sum_parts
-from convc.schedules._index import ravel, unravel
+from convc.schedules import _gpu, _matrix
+from convc.schedules._index import unravel
+from convc.schedules._matrix import columns, rows
 from convc.target import Target
 
 LANES = (8, 4)  # g and t of lane 4 g + t
@@ -105,44 +105,18 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
 
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     """col, x as a matrix by group of products; acc, the sums; the same as a matrix; y."""
-    from tvm import te, tirx
+    from tvm import te
 
-    total, tall, wide = rows(p), block_rows(c), block_columns(c)
-    down, across = -(-total // tall), -(-columns(p, c) // wide)
-    xb = c["xb"]
+    tall = block_rows(c)
 
     def gathered(group: Any, step: Any, k: Any, tile: Any, q: Any, row: Any, e: Any) -> Any:
-        m = tile * tall + row
-        inside, tap, channel = _place(p, c, step, k, q, e)
-        n, *o = unravel(tirx.min(m, total - 1) if total % tall else m, (p.mb, *p.o))
-        at = [i * s + u * d - b for i, s, u, d, b in zip(o, p.s, unravel(tap, p.k), p.d, p.p, strict=True)]
-        conditions = [inside] if not isinstance(inside, tirx.IntImm) else []
-        if needs_padding(p):
-            conditions += [t for a, extent in zip(at, p.i, strict=True) for t in (a >= 0, a < extent)]
-        channel = channel if p.g == 1 else group * p.icg + channel
-        where = (n, channel, *at) if xb == 1 else (n, channel // xb, *at, channel % xb)
-        found = x(*where)
-        return tirx.if_then_else(tirx.all(*conditions), found, tirx.const(0, x.dtype)) if conditions else found
+        return _matrix.element(x, p, c, tall, group, tile * tall + row, _place(p, c, step, k, q, e))
 
-    shape = (p.g, part_steps(p, c) * c["sk"], c["bk"], down, LANES[1], tall, chunk(p))
+    shape = (p.g, part_steps(p, c) * c["sk"], c["bk"], -(-rows(p) // tall), LANES[1], tall, chunk(p))
     col = te.compute(shape, gathered, name="col")
     acc = products(col, w, p, c, c["sk"])
 
-    def tiled(*index: Any) -> Any:
-        *part, m, o = index
-        return acc(*(part or [0]), *place_of(m, o, c))
-
-    parts = (c["sk"],) if c["sk"] > 1 else ()
-    matrix = te.compute((*parts, down * tall, across * wide), tiled, name="matrix")
-    part = te.reduce_axis((0, c["sk"]), "part")
-
-    def value(n: Any, ob: Any, *rest: Any) -> Any:
-        pixel, lane = (rest[: p.rank], rest[p.rank]) if c["yb"] > 1 else (rest, 0)
-        m, o = ravel((n, *pixel), (p.mb, *p.o)), ob * c["yb"] + lane
-        return te.sum(matrix(part, m, o), axis=[part]) if c["sk"] > 1 else matrix(m, o)
-
-    extents = (p.mb, -(-p.oc // c["yb"]), *p.o) + ((c["yb"],) if c["yb"] > 1 else ())
-    return te.compute(extents, value, name="y")
+    return _matrix.result(acc, p, c, (tall, block_columns(c)), lambda m, o: place_of(m, o, c))
 
 
 def products(left: Any, right: Any, p: Problem, c: Config, parts: int) -> Any:
@@ -184,24 +158,17 @@ def place_of(m: Any, o: Any, c: Config) -> tuple[Any, ...]:
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """block of pixels, block of channels, part | warps and lanes | steps, by way of shared memory | groups | pieces."""
-    from tvm import tirx
-
-    from convc.lower.simple import simplify_indices
-
     acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
     _gpu.inline(sch, {"t", "y" if c["sk"] == 1 else "matrix"})
     if c["sk"] == 1:
-        rank = 2 + p.rank + (c["yb"] > 1)
-        flat = tirx.IndexMap.from_func(lambda *index: matrix_index(index, p, c), ndim=rank, index_dtype="int32")
-        sch.transform_block_layout(z, flat)
-        simplify_indices(sch, z, same="matrix")
+        _matrix.flatten(sch, z, p, c)
         sch.compute_inline(sch.get_sblock("matrix"))
         lane = _bind_tiles(sch, z, acc, p, c)
         sch.set_scope(acc, 0, "local")
         sch.compute_at(acc, lane, preserve_unit_loops=True)
         *_, i, j, _, _, r, step, k, q, e = sch.get_loops(acc)
     else:
-        sum_parts(sch, z)
+        _matrix.sum_parts(sch, z)
         i, j, r, step, k, q, e = place_parts(sch, acc)
     place_products(sch, acc, (i, j, r, step, k, q, e), p, c)
     col = sch.get_sblock("col")

@@ -14,7 +14,7 @@ from typing import Any
 from convc.algorithm import Algorithm, Config
 from convc.dtypes import HALVES
 from convc.problem import Problem
-from convc.schedules import _gemm, _gpu, _tile
+from convc.schedules import _gemm, _gpu, _matrix, _tile
 from convc.target import GpuTarget, Target
 
 
@@ -251,7 +251,7 @@ def refuses_on_cuda(p: Problem, target: Target) -> str | None:
 def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
     assert isinstance(target, GpuTarget)
     found: list[tuple[float, Config]] = []
-    for pair in _gemm.layouts(p, target):
+    for pair in _matrix.layouts(p, target):
         timed = [(_gemm.seconds(p, target, c), c) for c in _gemm.configs(p, target, pair)]
         found += sorted(timed, key=lambda row: row[0])[:64]
     return [config for _, config in sorted(found, key=lambda row: row[0])]

@@ -14,7 +14,7 @@ from convc.algorithm import Algorithm, Config
 from convc.dtypes import HALVES
 from convc.ir.check import SUMS
 from convc.problem import Problem
-from convc.schedules import _gemm, _gpu, _threads, _tile
+from convc.schedules import _gpu, _matrix, _threads, _tile
 from convc.target import Target
 
 TILES = (8, 4, 1)  # accumulators in registers; more would help, but this is not where time is to be gained
@@ -228,7 +228,7 @@ ALGORITHM = Algorithm(
 
 def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
     """Every pair of layouts that the tensors can have."""
-    found = [{"xb": xb, "yb": yb, "lanes": yb} for xb, yb in _gemm.layouts(p, target)]
+    found = [{"xb": xb, "yb": yb, "lanes": yb} for xb, yb in _matrix.layouts(p, target)]
     return sorted(found, key=lambda c: (_threads.seconds(p, target, c), c["yb"]))
 
 

@@ -7,7 +7,6 @@ rounding Fasi et al., Numerical Behavior of NVIDIA Tensor Cores (PeerJ Computer 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -16,8 +15,8 @@ from convc.dtypes import HALVES, ROUNDING
 from convc.gpu import MOST_REGISTERS, SCHEDULERS, WARP
 from convc.ir.check import SUMS
 from convc.problem import Problem
-from convc.schedules import _gemm, _gpu, _mma
-from convc.schedules._gemm import needs_padding
+from convc.schedules import _gpu, _matrix, _mma
+from convc.schedules._matrix import SPLITS, columns, needs_padding, rows
 from convc.target import GpuTarget, Target
 
 CAPABILITY = (8, 0)
@@ -30,7 +29,6 @@ TILES = (
 STAGES = (4, 3, 2)
 DEEPEST = 6  # where weights come from memory
 MARGIN = 19  # registers that the estimate may be off by
-SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 KEPT = 64  # configs between two layouts
 # Fitted to an H200: 140 runs of ResNet-50's layers, root mean square of the error 10 %.
 REACHED = 0.9  # of the rate of mma.sync
@@ -65,7 +63,7 @@ def refuses(p: Problem, target: Target) -> str | None:
 def space(p: Problem, target: Target) -> Sequence[Config]:
     assert isinstance(target, GpuTarget)
     found: list[tuple[float, Config]] = []
-    for pair in _gemm.layouts(p, target):
+    for pair in _matrix.layouts(p, target):
         timed = [(seconds(p, target, c), c) for c in configs(p, target, pair)]
         found += sorted(timed, key=lambda row: row[0])[:KEPT]
     return [config for _, config in sorted(found, key=lambda row: row[0])]
@@ -92,7 +90,7 @@ def _fits(p: Problem, c: Config) -> bool:
         return False
     if c["bk"] > 1 and _mma.depth(p, c) > _gpu.rounded(p.reduction, 32):
         return False
-    tall, wide = _gemm.rows(p), _gemm.columns(p, c)
+    tall, wide = rows(p), columns(p, c)
     waste = _gpu.rounded(tall, _mma.block_rows(c)) * _gpu.rounded(wide, _mma.block_columns(c))
     least = _gpu.rounded(tall, 32) * _gpu.rounded(wide, 32 if p.g == 1 else _mma.PIECE[1])
     return waste <= 1.6 * least and registers(p, c) <= MOST_REGISTERS - MARGIN
@@ -115,21 +113,16 @@ def shared_bytes(p: Problem, c: Config) -> int:
 
 
 def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
-    gpu, size = target.gpu, 16 // _mma.chunk(p)
-    lines = max(1, WARP * p.s[-1] * c["xb"] * size // LINE)  # in which a warp finds an element of each pixel
+    lines = max(1, WARP * p.s[-1] * c["xb"] * _gpu.size(p) // LINE)  # in which a warp finds an element of each pixel
     copied = COPY if _mma.is_vector(p, c) else (ALONE + SCHEDULERS * lines) * _mma.chunk(p)
     gathered = min(2, p.s[-1]) * (WINDOW if p.taps > 1 and needs_padding(p) else 1.0)  # sectors of 32 bytes
-    compulsory = float(size) * (p.mb * p.ic * math.prod(p.i) + p.oc * p.reduction + _gemm.rows(p) * p.oc)
-    found = _gpu.cost(block(p, target, c, copied, gathered), blocks(p, c) * c["sk"], compulsory, gpu)
-    if c["sk"] == 1:
-        return found
-    parts = 4.0 * (c["sk"] + 1) * _gemm.rows(p) * _gemm.columns(p, c)
-    return _gpu.Cost(found.seconds + _gpu.streamed(parts, gpu), found.limit)
+    work = block(p, target, c, copied, gathered)
+    return _matrix.with_sums(_gpu.cost(work, blocks(p, c) * c["sk"], _matrix.compulsory(p), target.gpu), p, target, c)
 
 
 def blocks(p: Problem, c: Config) -> int:
     """Of a part."""
-    return -(-_gemm.rows(p) // _mma.block_rows(c)) * -(-_gemm.columns(p, c) // _mma.block_columns(c))
+    return -(-rows(p) // _mma.block_rows(c)) * -(-columns(p, c) // _mma.block_columns(c))
 
 
 def block(p: Problem, target: GpuTarget, c: Config, copied: float = COPY, gathered: float = 1.0) -> _gpu.Block:
@@ -168,10 +161,7 @@ def error(p: Problem, c: Config) -> float:
 
 
 def memory(p: Problem, c: Config) -> int:
-    if c["sk"] == 1:
-        return 0
-    tall, wide = _mma.block_rows(c), _mma.block_columns(c)
-    return 4 * c["sk"] * _gpu.rounded(_gemm.rows(p), tall) * _gpu.rounded(_gemm.columns(p, c), wide)
+    return _matrix.parts_bytes(p, c, (_mma.block_rows(c), _mma.block_columns(c)))
 
 
 ON_CUDA = Algorithm(

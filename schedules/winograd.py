@@ -23,7 +23,7 @@ from convc.numerics.bilinear import Bilinear, denominator, mantissa, significand
 from convc.numerics.objective import largest_spread
 from convc.problem import Problem
 from convc.schedules import (
-    _gemm,
+    _matrix,
     _tile,
     _transform,
     _winograd_cuda,
@@ -570,7 +570,7 @@ def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
 
     forms = (_winograd_tensor,) if p.dtype in HALVES else (_winograd_three, _winograd_fused)
     best = [c for m in _shapes(p) for form in forms for c in sorted(form.configs(p, target, m), key=modelled)[:KEPT]]
-    found = [{**c, "xb": xb, "yb": yb} for xb, yb in _gemm.layouts(p, target) for c in best]
+    found = [{**c, "xb": xb, "yb": yb} for xb, yb in _matrix.layouts(p, target) for c in best]
     return sorted(found, key=modelled)
 
 
