@@ -4,7 +4,8 @@ lie between them is up to the kernel that multiplies them: it says of each of th
 Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016, arXiv:1509.09308).
 
 Names as on CPUs: an axis has tiles of m outputs from n products; v, the transformed input; u, the weights; acc, the
-products. Transforms are computed in float32, those of weights in float64; v and u are stored in the problem's type.
+products. Transforms are computed in float32, those of weights in float64. u is stored in the problem's type, v in what
+the kernel multiplies it in.
 """
 
 from __future__ import annotations
@@ -91,13 +92,13 @@ def far(gpu: Gpu, *sizes: int) -> list[int]:
 
 
 def transforms(
-    p: Problem, gpu: Gpu, c: Config, threads: int, size: int, far: Sequence[int]
+    p: Problem, gpu: Gpu, c: Config, threads: int, stored: int, far: Sequence[int]
 ) -> tuple[_gpu.Cost, _gpu.Cost]:
-    """Of x, by so many threads, and of acc; x, v and y are of `size` bytes, `far` bytes of v and of acc in memory."""
-    shape, (v, acc) = work(p, c), far
+    """Of x, by so many threads, and of acc; a number of v has `stored` bytes, `far` bytes of v and of acc in memory."""
+    shape, (v, acc), size = work(p, c), far, _gpu.size(p)
     x, y = size * p.mb * p.ic * math.prod(p.i), size * p.mb * p.oc * math.prod(p.o)
     taken, given = shape.sides
-    forward, inverse = _transformer(taken, gpu, size, size), _transformer(given, gpu, SUMMED, written(c, size))
+    forward, inverse = _transformer(taken, gpu, size, stored), _transformer(given, gpu, SUMMED, written(c, size))
     return (
         _gpu.cost(forward, threads // TRANSFORMERS, x + v, gpu),
         _gpu.cost(inverse, -(-shape.tiles * p.oc // TRANSFORMERS), y + acc, gpu),
@@ -165,9 +166,11 @@ def arrange(sch: Any, p: Problem, target: Target, c: Config) -> None:
     unroll(sch, loops[: p.rank])
 
 
-def forward(x: Any, p: Problem, c: Config, lead: Sequence[int], place: Place, reach: tuple[int, int]) -> Any:
-    """v[*n, *lead] = BT x of the tile, first along the first axis: rows. `place` gives a group, a channel of it and a
-    tile, up to `reach` channels and tiles: 0 where there is no channel, anything where there is no tile."""
+def forward(
+    x: Any, p: Problem, c: Config, lead: Sequence[int], place: Place, reach: tuple[int, int], dtype: str
+) -> Any:
+    """v[*n, *lead] = BT x of the tile in `dtype`, first along the first axis: rows. `place` gives a group, a channel of
+    it and a tile, up to `reach` channels and tiles: 0 where there is no channel, anything where there is no tile."""
     from tvm import te
 
     parts = axes(p, c)
@@ -188,7 +191,7 @@ def forward(x: Any, p: Problem, c: Config, lead: Sequence[int], place: Place, re
     def value(*index: Any) -> Any:
         i, at = index[: p.rank], index[p.rank :]
         values = _transform.times_by_rows(last.form.bt, lambda k: _gpu.wide(rows(*at, *i[:-1], k)), ACCUMULATED)
-        return _transform.chosen(i[-1], values).astype(x.dtype)
+        return _transform.chosen(i[-1], values).astype(dtype)
 
     return te.compute((*(axis.form.n for axis in parts), *lead), value, name="v")
 

@@ -32,8 +32,8 @@ DEPTHS = (8, 4)
 
 def configs(p: Problem, target: GpuTarget, m: Sequence[int]) -> Iterator[Config]:
     """Those of tiles of m outputs that compile without spills and fit the machine, between row-major tensors."""
-    if min(-(-o // b) for o, b in zip(p.o, m, strict=True)) < 2:
-        return
+    if min(-(-o // b) for o, b in zip(p.o, m, strict=True)) < 2 or p.oc <= _gpu.lanes(p, target):
+        return  # loops of one iteration are none that threads could share
     for ty, tx in THREADS:
         for tm, tn in tiles.TILES:
             for bk in DEPTHS:
@@ -66,13 +66,14 @@ def _shared_bytes(p: Problem, c: Config) -> int:
     """A slice of both operands, or the products of one vector of channels a thread."""
     places, (step, offset) = common.work(p, c).places, SPREAD
     row = _gpu.rounded(tiles.tall(c) - offset, step) + offset
-    return 4 * places * max(c["bk"] * (row + tiles.wide(c)), tiles.tall(c) * c["tx"] * tiles.VECTOR)
+    operands = c["bk"] * (4 * row + _gpu.size(p) * tiles.wide(c))
+    return places * max(operands, 4 * tiles.tall(c) * c["tx"] * tiles.VECTOR)
 
 
 def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, ...]:
     assert isinstance(target, GpuTarget)
     work, gpu, threads = common.work(p, c), target.gpu, _threads(p, c)
-    tall, wide, steps = tiles.tall(c), tiles.wide(c), tiles.steps(p, c)
+    tall, wide, steps, size = tiles.tall(c), tiles.wide(c), tiles.steps(p, c), _gpu.size(p)
     forward, inverse = work.sides
     warps = -(-threads // WARP)
     product = threads * c["tm"] * c["tn"] / gpu.fma + warps * (c["tm"] + c["tn"]) / tiles.VECTOR
@@ -84,11 +85,11 @@ def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, ...]:
     inputs = tall * forward.loads / HALO
     block = _gpu.Block(
         threads, _registers(p, c), _shared_bytes(p, c), steps * step + ending, (steps + 1) * _gpu.LATENCY,
-        4.0 * steps * c["bk"] * (inputs + weights) + common.written(c, 4) * outputs,
+        size * steps * c["bk"] * (inputs + weights) + common.written(c, size) * outputs,
     )  # fmt: skip
     columns = tiles.columns(p, c)
     x, y = p.mb * p.ic * math.prod(p.i), p.mb * p.oc * math.prod(p.o)
-    compulsory = 4.0 * (x + y + work.places * columns * steps * c["bk"])
+    compulsory = float(size) * (x + y + work.places * columns * steps * c["bk"])
     return (_gpu.cost(block, -(-work.tiles // tall) * columns // wide, compulsory, gpu),)
 
 
@@ -108,14 +109,15 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     n, ob, *rest = sch.get_loops(z)
     o, lane = rest[: p.rank], rest[p.rank :]
     at, inner = common.cut(sch, o, parts)
-    bj, jo, *vector = sch.split(ob, [None, *tiles.across(c)[: 3 - len(lane)]], disable_predication=True)
+    vectors, across, each = tiles.across(c)
+    bj, jo, vector = sch.split(ob, [None, vectors, across * each // c["yb"]], disable_predication=True)
     tile = [*at] if p.mb == 1 else [n, *at]
-    sch.reorder(*tile, bj, jo, *vector, *lane, *inner)
+    sch.reorder(*tile, bj, jo, vector, *lane, *inner)
     bi, own = sch.split(sch.fuse(*tile), [None, tiles.tall(c)], disable_predication=True)
-    sch.reorder(bi, bj, jo, own, *vector, *lane)
+    sch.reorder(bi, bj, jo, own, vector, *lane)
     sch.bind(bi, "blockIdx.x")
     sch.bind(bj, "blockIdx.y")
-    thread, item = _share_evenly(sch, sch.fuse(own, *vector, *lane), p, c)
+    thread, item = _share_evenly(sch, sch.fuse(own, vector, *lane), p, c)
     common.unroll(sch, inner)
     common.place_inverse(sch, p, thread)
     within = tirx.min(item // (c["tx"] * tiles.VECTOR), tiles.tall(c) - 1)

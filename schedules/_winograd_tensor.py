@@ -112,7 +112,7 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
         return group, _channel(c, size, step, k, t, e), tile * tall + row
 
     lead = (p.g, steps, c["bk"], tiles // tall, tall, _mma.LANES[1], size)
-    v = common.forward(x, p, c, lead, place, (channels, tiles))
+    v = common.forward(x, p, c, lead, place, (channels, tiles), p.dtype)
 
     def left(group: Any, step: Any, k: Any, tile: Any, t: Any, row: Any, e: Any) -> Any:
         return v(*unravel(step // steps, places), group, step % steps, k, tile, row, t, e)

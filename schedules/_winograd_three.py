@@ -46,10 +46,10 @@ def _fits(p: Problem, c: Config) -> bool:
         return False
     if p.g > 1 and p.ocg % tiles.wide(c):
         return False
-    held, staged = max(side.held for side in common.work(p, c).sides), _shared_bytes(c) / (4 * threads)
+    held, staged = max(side.held for side in common.work(p, c).sides), _shared_bytes(p, c) / (4 * threads)
     if held > HELD or (staged > STAGED and not c["ahead"]):
         return False
-    return _shared_bytes(c) <= STATIC_SHARED and memory(p, c) <= MOST_MEMORY
+    return _shared_bytes(p, c) <= STATIC_SHARED and memory(p, c) <= MOST_MEMORY
 
 
 def registers(c: Config) -> int:
@@ -57,8 +57,13 @@ def registers(c: Config) -> int:
     return c["tm"] * c["tn"] + 2 * (c["tm"] + c["tn"]) + 26
 
 
-def _shared_bytes(c: Config) -> int:
-    return 4 * (c["ahead"] + 1) * c["bk"] * (tiles.tall(c) + tiles.wide(c))
+def _shared_bytes(p: Problem, c: Config) -> int:
+    return (c["ahead"] + 1) * c["bk"] * _operands(p, c)
+
+
+def _operands(p: Problem, c: Config) -> int:
+    """Bytes of v and u of a channel."""
+    return 4 * tiles.tall(c) + _gpu.size(p) * tiles.wide(c)
 
 
 def memory(p: Problem, c: Config) -> int:
@@ -78,7 +83,7 @@ def costs(p: Problem, target: Target, c: Config) -> tuple[_gpu.Cost, ...]:
     gpu, depth, columns = target.gpu, tiles.depth(p, c), tiles.columns(p, c)
     far = common.far(gpu, _between(p, c, depth), _between(p, c, columns))
     rows = _gpu.rounded(common.work(p, c).tiles, tiles.tall(c))
-    forward, inverse = common.transforms(p, gpu, c, rows * depth, 4, far)
+    forward, inverse = common.transforms(p, gpu, c, rows * depth, common.SUMMED, far)
     return forward, _products(p, gpu, c, sum(far)), inverse
 
 
@@ -90,12 +95,13 @@ def _products(p: Problem, gpu: Gpu, c: Config, far: float) -> _gpu.Cost:
     step = c["bk"] * (fma + loads / 2)
     waits = max(0.0, _gpu.LATENCY - c["ahead"] * step) * tiles.steps(p, c)
     block = _gpu.Block(
-        threads, registers(c), _shared_bytes(c), tiles.steps(p, c) * step + c["tm"] * c["tn"] * warps,
-        waits + _gpu.LATENCY, 4.0 * (depth * (tiles.tall(c) + tiles.wide(c)) + tiles.tall(c) * tiles.wide(c)),
+        threads, registers(c), _shared_bytes(p, c), tiles.steps(p, c) * step + c["tm"] * c["tn"] * warps,
+        waits + _gpu.LATENCY, float(depth * _operands(p, c) + 4 * tiles.tall(c) * tiles.wide(c)),
     )  # fmt: skip
     work = common.work(p, c)
     count = work.places * -(-work.tiles // tiles.tall(c)) * tiles.columns(p, c) // tiles.wide(c)
-    return _gpu.cost(block, count, 4.0 * work.places * tiles.columns(p, c) * depth + far, gpu)
+    weights = _gpu.size(p) * work.places * tiles.columns(p, c) * depth
+    return _gpu.cost(block, count, weights + far, gpu)
 
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:

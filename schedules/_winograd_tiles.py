@@ -2,8 +2,8 @@
 
 They are cut as in `_gemm`: a thread block has `ty` x `tx` threads of `tm` tiles by `tn` output channels each, and takes
 `bk` channels in a step. A thread's tiles and channels come in vectors of 4 that lie `ty` or `tx` vectors apart, so that
-neighbouring threads read neighbouring banks. v[*n, group, block of tiles, step, bk, tm/4, ty, 4]; u[*n, block of
-channels, step, bk, tn/4, tx, 4]; acc[*n, vector of channels, tile, 4].
+neighbouring threads read neighbouring banks. v[*n, group, block of tiles, step, bk, tm/4, ty, 4] in float32; u[*n,
+block of channels, step, bk, tn/4, tx, 4]; acc[*n, vector of channels, tile, 4].
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
         return group, step * c["bk"] + k, ravel((bi, *rest), (0, *along(c)))
 
     lead = (p.g, _down(p, c), steps(p, c), c["bk"], *along(c))
-    v = common.forward(x, p, c, lead, place, (steps(p, c) * c["bk"], _down(p, c) * tall(c)))
+    v = common.forward(x, p, c, lead, place, (steps(p, c) * c["bk"], _down(p, c) * tall(c)), common.ACCUMULATED)
     acc = _product(v, w, p, c)
 
     def product(*index: Any) -> Any:
@@ -96,7 +96,7 @@ def _product(v: Any, w: Any, p: Problem, c: Config) -> Any:
         at, (bj, jo, tx, bi, io, ty, ii, ji) = index[: p.rank], index[p.rank :]
         group = bj * wide(c) // p.ocg if p.g > 1 else 0
         left, right = v(*at, group, bi, step, k, io, ty, ii), w(*at, bj, step, k, jo, tx, ji)
-        return te.sum(left.astype(common.ACCUMULATED) * right.astype(common.ACCUMULATED), axis=[step, k])
+        return te.sum(left * _gpu.wide(right), axis=[step, k])
 
     columns = (-(-p.oc // wide(c)), *across(c)[:2])
     return te.compute((*products, *columns, down, *along(c), VECTOR), value, name="acc")

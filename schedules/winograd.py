@@ -544,8 +544,6 @@ def refuses_on_cuda(p: Problem, target: Target) -> str | None:
         return f"the problem is {p.kind}"
     if p.dtype not in ("float32", *HALVES):
         return f"{p.dtype} is neither float32 nor of 2 bytes"
-    if p.dtype in HALVES and target.capability < tensor_core.CAPABILITY:
-        return f"{target.label} is older than sm_80"
     if p.rank > 2:
         return f"{p.rank} axes"
     if all(len(_tiles(p, a)) == 1 for a in range(p.rank)):
@@ -568,50 +566,62 @@ def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
     def modelled(c: Config) -> float:
         return seconds_on_cuda(p, target, c)
 
-    forms = (_winograd_tensor,) if p.dtype in HALVES else (_winograd_three, _winograd_fused)
+    wide = (_winograd_three, _winograd_fused)
+    halves = p.dtype in HALVES and target.capability >= tensor_core.CAPABILITY
+    forms = (_winograd_tensor, *wide) if halves else wide
     best = [c for m in _shapes(p) for form in forms for c in sorted(form.configs(p, target, m), key=modelled)[:KEPT]]
     found = [{**c, "xb": xb, "yb": yb} for xb, yb in _matrix.layouts(p, target) for c in best]
     return sorted(found, key=modelled)
 
 
-def _form(p: Problem, c: Config) -> Any:
+def _form(c: Config) -> Any:
     """The file whose kernels a config is of."""
-    if p.dtype in HALVES:
+    if _on_tensor_cores(c):
         return _winograd_tensor
     return _winograd_fused if c["fused"] else _winograd_three
 
 
+def _on_tensor_cores(c: Config) -> bool:
+    return "fused" not in c
+
+
+def _matrices(c: Config) -> Any:
+    """The file that says how its matrices lie."""
+    return _winograd_tensor if _on_tensor_cores(c) else _winograd_tiles
+
+
 def seconds_on_cuda(p: Problem, target: Target, c: Config) -> float:
-    return float(sum(cost.seconds for cost in _form(p, c).costs(p, target, c)))
+    return float(sum(cost.seconds for cost in _form(c).costs(p, target, c)))
 
 
 def limit_on_cuda(p: Problem, target: Target, c: Config) -> str:
     """That of the kernel which takes longest."""
-    return str(max(_form(p, c).costs(p, target, c), key=lambda cost: cost.seconds).limit)
+    return str(max(_form(c).costs(p, target, c), key=lambda cost: cost.seconds).limit)
 
 
 def error_on_cuda(p: Problem, c: Config) -> float:
-    """As `error`; of 2-byte types what rounds is v and u, once each, and y."""
+    """As `error`; of 2-byte types what rounds is u and y, and v where tensor cores multiply it."""
     if p.dtype not in HALVES:
         return error(p, c)
     summed = ROUNDING["float32"] / ROUNDING[p.dtype]
-    return 1.0 + MARGIN * _spreads(p, c) * math.sqrt(STORED + (BASE + DEPTH * p.icg) * summed**2)
+    stored = STORED if _on_tensor_cores(c) else STORED / 2
+    return 1.0 + MARGIN * _spreads(p, c) * math.sqrt(stored + (BASE + DEPTH * p.icg) * summed**2)
 
 
 def pack_on_cuda(w: Any, p: Problem, c: Config) -> Any:
-    return (_winograd_tensor if p.dtype in HALVES else _winograd_tiles).pack(w, p, c)
+    return _matrices(c).pack(w, p, c)
 
 
 def define_on_cuda(x: Any, w: Any, p: Problem, c: Config) -> Any:
-    return (_winograd_tensor if p.dtype in HALVES else _winograd_tiles).define(x, w, p, c)
+    return _matrices(c).define(x, w, p, c)
 
 
 def schedule_on_cuda(sch: Any, p: Problem, target: Target, c: Config) -> None:
-    _form(p, c).schedule(sch, p, target, c)
+    _form(c).schedule(sch, p, target, c)
 
 
 def memory_on_cuda(p: Problem, c: Config) -> int:
-    return int(_form(p, c).memory(p, c))
+    return int(_form(c).memory(p, c))
 
 
 ON_CUDA = Algorithm(
