@@ -23,7 +23,7 @@ class Gpu:
     bandwidth  bytes/s of the memory.
     l2         bytes of the last level cache, whose bandwidth is `l2_rate` bytes a cycle for the whole chip.
     fma        float32 multiply-adds a cycle and multiprocessor.
-    tensor     multiply-adds of float16 products a cycle and multiprocessor, by mma.sync.
+    tensor     multiply-adds of float16 products a cycle and multiprocessor, by mma.sync; `wgmma` by warpgroups.
     """
 
     product: str
@@ -38,6 +38,7 @@ class Gpu:
     l2_rate: float
     fma: int
     tensor: int
+    wgmma: int = 0
 
     @property
     def peak(self) -> float:
@@ -53,7 +54,7 @@ GPUS: Mapping[str, Gpu] = {
     "sm_86": Gpu("A10", 72, 1.69e9, 1536, 16, 100 << 10, 99 << 10, 600e9, 6 << 20, 1536, 128, 512),
     "sm_87": Gpu("Jetson AGX Orin", 16, 1.3e9, 1536, 16, 164 << 10, 163 << 10, 204e9, 4 << 20, 512, 128, 512),
     "sm_89": Gpu("L4", 58, 1.9e9, 1536, 24, 100 << 10, 99 << 10, 300e9, 48 << 20, 1536, 128, 512),
-    "sm_90": Gpu("H100", 132, 1.75e9, 2048, 32, 228 << 10, 227 << 10, 3350e9, 50 << 20, 5632, 128, 1270),
+    "sm_90": Gpu("H100", 132, 1.75e9, 2048, 32, 228 << 10, 227 << 10, 3350e9, 50 << 20, 5632, 128, 1270, 2048),
 }
 FEATURES = {"sm_90a": "sm_90"}  # architectures with instructions that later ones lack, and what they are beside that
 ARCHS = (*GPUS, *FEATURES)

@@ -29,6 +29,7 @@ class Block:
     cycles   multiply-adds and accesses to shared memory, of a block alone on its multiprocessor.
     waits    cycles that it waits for memory where no other block fills them.
     moved    bytes that it asks of L2.
+    reached  of the rate that `cycles` reckon with, at best.
     """
 
     threads: int
@@ -37,6 +38,7 @@ class Block:
     cycles: float
     waits: float
     moved: float
+    reached: float = REACHED
 
     def resident(self, gpu: Gpu) -> int:
         """Blocks on a multiprocessor at once; 0 where not one fits."""
@@ -63,7 +65,7 @@ def cost(block: Block, count: int, compulsory: float, gpu: Gpu) -> Cost:
     shared_by = min(resident, -(-count // gpu.multiprocessors))  # blocks that one multiprocessor works on at once
     waves = -(-count // (gpu.multiprocessors * shared_by))
     warps = shared_by * block.threads / WARP
-    busy = block.cycles * shared_by / (REACHED * min(1.0, warps / FULL))
+    busy = block.cycles * shared_by / (block.reached * min(1.0, warps / FULL))
     computing = waves * busy / gpu.clock
     waiting = waves * (block.cycles + block.waits) / gpu.clock
     limits = {
@@ -113,9 +115,9 @@ def wide(x: Any) -> Any:
     return x.astype("float32") if dtype in HALVES else x.astype(SUMS[dtype]) if dtype in SUMS else x
 
 
-def streamed(moved: float, gpu: Gpu) -> float:
-    """Seconds of a kernel that does little but move so many bytes once."""
-    rate = gpu.l2_rate * gpu.clock if moved < gpu.l2 / 2 else 0.85 * gpu.bandwidth
+def streamed(moved: float, gpu: Gpu, *, far: bool = False) -> float:
+    """Seconds of a kernel that does little but move so many bytes once, `far` at the memory's rate in any case."""
+    rate = gpu.l2_rate * gpu.clock if moved < gpu.l2 / 2 and not far else 0.85 * gpu.bandwidth
     return LAUNCH + moved / rate
 
 

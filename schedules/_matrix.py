@@ -113,12 +113,12 @@ def compulsory(p: Problem) -> float:
     return float(_gpu.size(p) * (p.mb * p.ic * math.prod(p.i) + p.oc * p.reduction + rows(p) * p.oc))
 
 
-def with_sums(cost: _gpu.Cost, p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
-    """The cost of the product and of adding its parts."""
+def with_sums(cost: _gpu.Cost, p: Problem, target: GpuTarget, c: Config, *, far: bool = False) -> _gpu.Cost:
+    """The cost of the product and of adding its parts, `far` at no more than the memory's rate."""
     if c["sk"] == 1:
         return cost
     moved = 4.0 * (c["sk"] + 1) * rows(p) * columns(p, c)
-    return _gpu.Cost(cost.seconds + _gpu.streamed(moved, target.gpu), cost.limit)
+    return _gpu.Cost(cost.seconds + _gpu.streamed(moved, target.gpu, far=far), cost.limit)
 
 
 def parts_bytes(p: Problem, c: Config, tile: tuple[int, int]) -> int:

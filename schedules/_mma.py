@@ -86,37 +86,47 @@ def _place(p: Problem, c: Config, step: Any, k: Any, q: Any, e: Any) -> tuple[An
     return found, at // p.icg, at % p.icg
 
 
-def pack(w: Any, p: Problem, c: Config) -> Any:
-    """w of the model -> [steps of all parts, tiles, groups, pieces of columns, g, t, chunk], 0 where there is none."""
-    from tvm import te, tirx
-
+def packed(p: Problem, c: Config) -> tuple[int, ...]:
+    """Extents of packed weights: steps of all parts, tiles, groups, pieces of columns, g, t, chunk."""
     across = -(-columns(p, c) // block_columns(c))
-
-    def value(step: Any, tile: Any, k: Any, piece: Any, g: Any, t: Any, e: Any) -> Any:
-        o = tile * block_columns(c) + piece * PIECE[1] + g
-        inside, tap, channel = _place(p, c, step, k, t, e)
-        inside, o = tirx.all(inside, o < p.oc), tirx.min(o, p.oc - 1)
-        at = (channel, o) if p.kind == "matmul" else (o, channel, *unravel(tap, p.k))
-        return tirx.if_then_else(inside, w(*at), tirx.const(0, w.dtype))
-
-    shape = (part_steps(p, c) * c["sk"], across, c["bk"], c["wn"] * c["tn"], *LANES, chunk(p))
-    return te.compute(shape, value, name="packed")
+    return part_steps(p, c) * c["sk"], across, c["bk"], c["wn"] * c["tn"], *LANES, chunk(p)
 
 
-def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
-    """col, x as a matrix by group of products; acc, the sums; the same as a matrix; y."""
+def weight(w: Any, p: Problem, c: Config, step: Any, tile: Any, k: Any, piece: Any, g: Any, t: Any, e: Any) -> Any:
+    """What packed weights have there of w of the model: 0 where there is none."""
+    from tvm import tirx
+
+    o = tile * block_columns(c) + piece * PIECE[1] + g
+    inside, tap, channel = _place(p, c, step, k, t, e)
+    inside, o = tirx.all(inside, o < p.oc), tirx.min(o, p.oc - 1)
+    at = (channel, o) if p.kind == "matmul" else (o, channel, *unravel(tap, p.k))
+    return tirx.if_then_else(inside, w(*at), tirx.const(0, w.dtype))
+
+
+def pack(w: Any, p: Problem, c: Config) -> Any:
+    """w of the model -> [steps of all parts, tiles, groups, pieces of columns, g, t, chunk]."""
+    from tvm import te
+
+    return te.compute(packed(p, c), lambda *at: weight(w, p, c, *at), name="packed")
+
+
+def gathered(x: Any, p: Problem, c: Config) -> Any:
+    """col[group, step, k, tile of rows, t, row, chunk], x as a matrix by group of products."""
     from tvm import te
 
     tall = block_rows(c)
 
-    def gathered(group: Any, step: Any, k: Any, tile: Any, q: Any, row: Any, e: Any) -> Any:
+    def value(group: Any, step: Any, k: Any, tile: Any, q: Any, row: Any, e: Any) -> Any:
         return _matrix.element(x, p, c, tall, group, tile * tall + row, _place(p, c, step, k, q, e))
 
     shape = (p.g, part_steps(p, c) * c["sk"], c["bk"], -(-rows(p) // tall), LANES[1], tall, chunk(p))
-    col = te.compute(shape, gathered, name="col")
-    acc = products(col, w, p, c, c["sk"])
+    return te.compute(shape, value, name="col")
 
-    return _matrix.result(acc, p, c, (tall, block_columns(c)), lambda m, o: place_of(m, o, c))
+
+def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
+    """col, x as a matrix by group of products; acc, the sums; the same as a matrix; y."""
+    acc = products(gathered(x, p, c), w, p, c, c["sk"])
+    return _matrix.result(acc, p, c, (block_rows(c), block_columns(c)), lambda m, o: place_of(m, o, c))
 
 
 def products(left: Any, right: Any, p: Problem, c: Config, parts: int) -> Any:
@@ -130,7 +140,7 @@ def products(left: Any, right: Any, p: Problem, c: Config, parts: int) -> Any:
     a = te.compute(
         (p.g, many * parts, c["bk"], down, c["wm"], c["tm"], 2, *LANES, size),
         lambda group, step, k, tile, wm, i, h, g, t, e:
-            left(group, step, k, tile, t, (wm * c["tm"] + i) * PIECE[0] + h * 8 + g, e),
+            left(group, step, k, tile, t, (i * c["wm"] + wm) * PIECE[0] + h * 8 + g, e),
         name="a",
     )  # fmt: skip
     b = te.compute(
@@ -152,37 +162,43 @@ def products(left: Any, right: Any, p: Problem, c: Config, parts: int) -> Any:
 
 def place_of(m: Any, o: Any, c: Config) -> tuple[Any, ...]:
     """Where acc has row m and column o of a part."""
-    place = (m // block_rows(c), o // block_columns(c), m // (c["tm"] * 16) % c["wm"], o // (c["tn"] * 8) % c["wn"])
-    return (*place, m // 16 % c["tm"], o // 8 % c["tn"], m % 8, o // 2 % 4, m // 8 % 2 * 2 + o % 2)
+    place = (m // block_rows(c), o // block_columns(c), m // 16 % c["wm"], o // (c["tn"] * 8) % c["wn"])
+    return (*place, m // (c["wm"] * 16) % c["tm"], o // 8 % c["tn"], m % 8, o // 2 % 4, m // 8 % 2 * 2 + o % 2)
 
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """block of pixels, block of channels, part | warps and lanes | steps, by way of shared memory | groups | pieces."""
-    acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
-    _gpu.inline(sch, {"t", "y" if c["sk"] == 1 else "matrix"})
-    if c["sk"] == 1:
-        _matrix.flatten(sch, z, p, c)
-        sch.compute_inline(sch.get_sblock("matrix"))
-        lane = _bind_tiles(sch, z, acc, p, c)
-        sch.set_scope(acc, 0, "local")
-        sch.compute_at(acc, lane, preserve_unit_loops=True)
-        *_, i, j, _, _, r, step, k, q, e = sch.get_loops(acc)
-    else:
-        _matrix.sum_parts(sch, z)
-        i, j, r, step, k, q, e = place_parts(sch, acc)
-    place_products(sch, acc, (i, j, r, step, k, q, e), p, c)
+    loops = place_sums(sch, p, c)
+    place_products(sch, sch.get_sblock("acc"), loops, p, c)
     col = sch.get_sblock("col")
     kept = col if is_vector(p, c) else sch.cache_read(sch.get_sblock("a"), 0, "shared.dyn")
     sch.set_scope(kept, 0, "shared.dyn")
     sch.storage_align(kept, 0, 4, 8 * chunk(p), 2 * chunk(p))  # the chunks of two rows on all banks
-    copying = stage(sch, kept, step, c, lambda *loops: _gathering(p, c, *loops), ahead=is_vector(p, c))
+    right, ahead = (sch.get_sblock("b"), 0), is_vector(p, c)
+    copying = stage(sch, kept, right, loops[3], c, lambda *copied: gathering(p, c, *copied), ahead=ahead)
     if not is_vector(p, c):  # a thread gathers a chunk in registers, so that no element waits for the one before
         sch.set_scope(col, 0, "local")
         sch.compute_at(col, copying, preserve_unit_loops=True)
         sch.unroll(sch.get_loops(col)[-1])
 
 
-def _gathering(p: Problem, c: Config, k: Any, tile: Any, q: Any, row: Any, e: Any) -> tuple[list[Any], Any]:
+def place_sums(sch: Any, p: Problem, c: Config) -> tuple[Any, ...]:
+    """The sums in the registers of their lanes and the result beside them; the loops i, j, r, step, k, q, e."""
+    acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
+    _gpu.inline(sch, {"t", "y" if c["sk"] == 1 else "matrix"})
+    if c["sk"] > 1:
+        _matrix.sum_parts(sch, z)
+        return place_parts(sch, acc)
+    _matrix.flatten(sch, z, p, c)
+    sch.compute_inline(sch.get_sblock("matrix"))
+    lane = _bind_tiles(sch, z, acc, p, c)
+    sch.set_scope(acc, 0, "local")
+    sch.compute_at(acc, lane, preserve_unit_loops=True)
+    *_, i, j, _, _, r, step, k, q, e = sch.get_loops(acc)
+    return i, j, r, step, k, q, e
+
+
+def gathering(p: Problem, c: Config, k: Any, tile: Any, q: Any, row: Any, e: Any) -> tuple[list[Any], Any]:
     """The loops of a copy to shared memory, neighbouring threads on what lies together in x, and the one that is a
     vector: pixels, or where all channels of one lie together its chunks."""
     together = c["xb"] > chunk(p) and is_vector(p, c)
@@ -228,7 +244,7 @@ def _bind_tiles(sch: Any, z: Any, acc: Any, p: Problem, c: Config) -> Any:
     from convc.lower.mma import at_registers
 
     m, o = sch.get_loops(z)
-    bi, wm, i, h, g = sch.split(m, [None, c["wm"], c["tm"], 2, LANES[0]], disable_predication=True)
+    bi, i, wm, h, g = sch.split(m, [None, c["tm"], c["wm"], 2, LANES[0]], disable_predication=True)
     bj, wn, j, t, two = sch.split(o, [None, c["wn"], c["tn"], LANES[1], 2], disable_predication=True)
     loops = (bi, bj, wm, wn, g, t, i, j, h, two)
     sch.reorder(*loops)
@@ -249,17 +265,18 @@ def _register(bi: Any, bj: Any, wm: Any, wn: Any, g: Any, t: Any, i: Any, j: Any
 
 
 def stage(
-    sch: Any, left: Any, step: Any, c: Config, order: Callable[..., tuple[list[Any], Any]], *, ahead: bool
-) -> Any:
+    sch: Any, left: Any, right: tuple[Any, int], step: Any, c: Config,
+    order: Callable[..., tuple[list[Any], Any]], *, ahead: bool,
+) -> Any:  # fmt: skip
     """Both operands of a step in shared memory, copied by all threads of the block; steps ahead where whole chunks are
-    copied. `order` gives the loops of the left one and its vector. Returns the loop around what a thread copies of that
-    at once."""
+    copied. `right` is the sblock that reads the weights, and which of its operands they are; `order` gives the loops of
+    the left one and its vector. Returns the loop around what a thread copies of that at once."""
     sch.compute_at(left, step, preserve_unit_loops=True)
     copying = _copy(sch, *order(*sch.get_loops(left)[-5:]), c)
-    w = sch.cache_read(sch.get_sblock("b"), 0, "shared.dyn")
+    w = sch.cache_read(*right, "shared.dyn")
     sch.compute_at(w, step, preserve_unit_loops=True)
-    *_, k, piece, g, t, e = sch.get_loops(w)
-    _copy(sch, [k, piece, g, t], e, c)
+    *loops, e = sch.get_loops(w)[-5:]
+    _copy(sch, loops, e, c)
     if c["st"] > 1:
         sch.annotate(step, "software_pipeline_stage", [0, 0, c["st"] - 1])
         sch.annotate(step, "software_pipeline_order", [0, 1, 2])

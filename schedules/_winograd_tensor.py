@@ -141,5 +141,6 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     loops = _mma.place_parts(sch, acc)
     _mma.place_products(sch, acc, loops, q, k)
     copied = sch.cache_read(sch.get_sblock("a"), 0, "shared.dyn")
-    _mma.stage(sch, copied, loops[3], k, lambda *each: ([*each[:-1]], each[-1]), ahead=True)
+    right = sch.get_sblock("b"), 0
+    _mma.stage(sch, copied, right, loops[3], k, lambda *each: ([*each[:-1]], each[-1]), ahead=True)
     common.place_results(sch, p, c)

@@ -81,11 +81,16 @@ def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[
                     continue
                 for st in stages if _mma.is_vector(p, tile) else (2,):
                     staged = {**tile, "st": st}
-                    if shared_bytes(p, staged) <= target.l1 and (st == 2 or _mma.steps(p, staged) >= st):
-                        yield from ({**staged, "sk": sk} for sk in SPLITS if _splits(p, staged, sk))
+                    if shared_bytes(staged) <= target.l1 and (st == 2 or _mma.steps(p, staged) >= st):
+                        yield from ({**staged, "sk": sk} for sk in SPLITS if splits(p, staged, sk))
 
 
 def _fits(p: Problem, c: Config) -> bool:
+    return is_full(p, c) and registers(p, c) <= MOST_REGISTERS - MARGIN
+
+
+def is_full(p: Problem, c: Config) -> bool:
+    """Whether most of what blocks multiply is of the problem, and each of one group."""
     if p.g > 1 and p.ocg % _mma.block_columns(c):
         return False
     if c["bk"] > 1 and _mma.depth(p, c) > _gpu.rounded(p.reduction, 32):
@@ -93,10 +98,10 @@ def _fits(p: Problem, c: Config) -> bool:
     tall, wide = rows(p), columns(p, c)
     waste = _gpu.rounded(tall, _mma.block_rows(c)) * _gpu.rounded(wide, _mma.block_columns(c))
     least = _gpu.rounded(tall, 32) * _gpu.rounded(wide, 32 if p.g == 1 else _mma.PIECE[1])
-    return waste <= 1.6 * least and registers(p, c) <= MOST_REGISTERS - MARGIN
+    return waste <= 1.6 * least
 
 
-def _splits(p: Problem, c: Config, sk: int) -> bool:
+def splits(p: Problem, c: Config, sk: int) -> bool:
     return sk == 1 or _mma.steps(p, c) >= 4 * sk
 
 
@@ -107,7 +112,7 @@ def registers(p: Problem, c: Config) -> int:
     return 4 * c["tm"] * c["tn"] + 6 * c["tm"] + 3 * c["tn"] + (46 if p.dtype in SUMS else 26) + 2 * copies
 
 
-def shared_bytes(p: Problem, c: Config) -> int:
+def shared_bytes(c: Config) -> int:
     """Both operands of `st` steps: 64 bytes of a row or column in a group, and what keeps chunks on their banks."""
     return c["st"] * c["bk"] * (64 * (_mma.block_rows(c) + _mma.block_columns(c)) + 128)
 
@@ -115,9 +120,13 @@ def shared_bytes(p: Problem, c: Config) -> int:
 def cost(p: Problem, target: GpuTarget, c: Config) -> _gpu.Cost:
     lines = max(1, WARP * p.s[-1] * c["xb"] * _gpu.size(p) // LINE)  # in which a warp finds an element of each pixel
     copied = COPY if _mma.is_vector(p, c) else (ALONE + SCHEDULERS * lines) * _mma.chunk(p)
-    gathered = min(2, p.s[-1]) * (WINDOW if p.taps > 1 and needs_padding(p) else 1.0)  # sectors of 32 bytes
-    work = block(p, target, c, copied, gathered)
+    work = block(p, target, c, copied, sectors(p))
     return _matrix.with_sums(_gpu.cost(work, blocks(p, c) * c["sk"], _matrix.compulsory(p), target.gpu), p, target, c)
+
+
+def sectors(p: Problem) -> float:
+    """Of 32 bytes, that a chunk of x takes: less where taps are read again from L1."""
+    return min(2, p.s[-1]) * (WINDOW if p.taps > 1 and needs_padding(p) else 1.0)
 
 
 def blocks(p: Problem, c: Config) -> int:
@@ -137,7 +146,7 @@ def block(p: Problem, target: GpuTarget, c: Config, copied: float = COPY, gather
     latency = _gpu.LATENCY * (FAR if _is_far(p, target) else 1.0)
     waits = latency + many * (BARRIER + max(0.0, latency - (c["st"] - 1) * step))
     moved = float(many * chunks * 16)
-    return _gpu.Block(warps * WARP, registers(p, c), shared_bytes(p, c), many * step + epilogue, waits, moved)
+    return _gpu.Block(warps * WARP, registers(p, c), shared_bytes(c), many * step + epilogue, waits, moved)
 
 
 def _is_far(p: Problem, target: GpuTarget) -> bool:

@@ -225,6 +225,22 @@ def _mma(call: Call) -> str:
     return f"{{ {arrays}unsigned d[4]; cuda_mma({call.line}, {m}, {k}, {kinds}, {saturate}, d, a, b, c); {done} }}"
 
 
+def _wgmma(call: Call) -> str:
+    shape = re.fullmatch(r"m64n(\d+)k(\d+)", call.parts[4])
+    d_type, a_type, b_type = call.parts[-3:]
+    depths = {("f32", "f16", "f16"): 16, ("f32", "bf16", "bf16"): 16}
+    depths |= {("s32", a, b): 32 for a in ("s8", "u8") for b in ("s8", "u8")}
+    plain = ("1", "1", "0", "0") if d_type == "f32" else ()
+    if not shape or depths.get((d_type, a_type, b_type)) != int(shape[2]) or call.operands[4:] != plain:
+        raise ValueError(f"The shim has no model of {'.'.join(call.parts)!r}.")
+    n, sums = int(shape[1]), call.many(0)
+    if n % 8 or not 8 <= n <= 256 or len(sums) != n // 2:
+        raise ValueError(f"{'.'.join(call.parts)!r} wants {n // 2} sums of a multiple of 8 columns, got {len(sums)}.")
+    places = ", ".join(f"(unsigned*)&{name}" for name in sums)
+    rest = f"CUDA_{a_type.upper()}, CUDA_{b_type.upper()}, d, {call.one(1)}, {call.one(2)}, {call.one(3)}"
+    return f"{{ unsigned* d[] = {{{places}}}; cuda_wgmma({call.line}, {n}, {rest}); }}"
+
+
 def _compare(call: Call) -> str:
     kind = call.parts[-1]
     return f"{call.one(0)} = {_as(kind, call.one(1))} {COMPARE[call.parts[1]]} {_as(kind, call.one(2))};"
@@ -270,6 +286,11 @@ MODELS: tuple[tuple[tuple[str, ...], Callable[[Call], str]], ...] = (
     (("cp", "async", "cg", "shared", "global"), _copy),
     (("ldmatrix", "sync", "aligned", "m8n8"), _ldmatrix),
     (("mma", "sync", "aligned"), _mma),
+    (("wgmma", "mma_async", "sync", "aligned"), _wgmma),
+    (("wgmma", "fence", "sync", "aligned"), lambda call: ""),
+    (("wgmma", "commit_group", "sync", "aligned"), lambda call: "cuda_wgmma_commit();"),
+    (("wgmma", "wait_group", "sync", "aligned"), lambda call: f"cuda_wgmma_wait({call.line}, {call.one(0)});"),
+    (("fence", "proxy", "async"), lambda call: "cuda_proxy_fence();"),
     (("bar", "sync"), lambda call: f"cuda_barrier({call.line}, 0);"),
     (("bar", "warp", "sync"), lambda call: f"cuda_warp_barrier({call.line}, {call.one(0)});"),
     (("cvta", "to", "shared"), lambda call: _set(call.one(0), f"(uint64_t)cuda_to_shared((const void*){call.one(1)})")),

@@ -10,17 +10,21 @@ out of bounds        an access outside an allocation, a shared array, a local ar
 misaligned           a vector access or cp.async at an address that is no multiple of its size
 uninitialised        a read of shared memory that no thread of the block has written
 race                 two threads of a block, one of them writing, at one byte of shared memory with no barrier between.
+                     wgmma also wants a fence.proxy.async between what a thread writes and the barrier behind it.
                      Only `__syncwarp` of a whole warp orders its lanes; shuffles and matrix operations do not.
 race between blocks  two blocks of a launch at one byte of device memory, one of them writing; atomics are exempt
                      from one another
 unfinished copy      an access to the target of a cp.async that its thread has not waited for
+unfinished product   a kernel that ends before a wgmma that it has not waited for
 divergence           threads that wait at different barriers, or at one that others will not reach, having ended even;
                      lanes missing from an operation of a warp
 launch               extents or shared memory that a device of this capability refuses, or a wrong number of arguments
 trap                 `__trap()`
 
 Left out: races within one block on device memory, the order of other blocks (they run in turn), time, the hardware's
-order of summation in mma (the shim sums over k in order, rounding to float32 each time), and wgmma, TMA and wmma.
+order of summation in mma and wgmma (the shim sums over k in order, rounding to float32 each time), wgmma of operands in
+registers, transposed or with a swizzle, TMA and wmma. What a wgmma multiplies is read, and its sums are written, when
+its thread waits for it: who touches either before gets wrong numbers.
 Without `checked` only misalignment, divergence and launches are looked at, and a wild access ends the process.
 """
 

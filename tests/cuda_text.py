@@ -215,7 +215,7 @@ def runtime() -> ctypes.CDLL:
     with lock:
         path = _folder() / "libshim.so"
         if not path.exists():
-            parts = (str(SOURCES / f"{name}.cc") for name in ("threads", "access", "device", "shared", "warp"))
+            parts = (str(SOURCES / f"{name}.cc") for name in ("threads", "access", "device", "shared", "warp", "wgmma"))
             _gxx(*COMMON, "-std=gnu++17", "-shared", *parts, "-o", str(path))
         library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         library.cuda_allocate.restype = ctypes.c_size_t

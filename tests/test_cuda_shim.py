@@ -25,6 +25,17 @@ __device__ void ldmatrix(unsigned* r, void* p) {
   unsigned at = __cvta_generic_to_shared(p);
   asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(at));  // here
 }
+__device__ unsigned long long descriptor(const void* p) {  // 8 rows after 8, their second 16 bytes 1024 further on
+  return 8ull << 32 | 64ull << 16 | (__cvta_generic_to_shared(p) >> 4);
+}
+__device__ void wgmma(float* c, const void* a, const void* b) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "  // here
+               "{%0, %1, %2, %3}, %4, %5, p, 1, 1, 0, 0; }"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "l"(descriptor(a)), "l"(descriptor(b)));
+}
+__device__ void order() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }  // here
 """
 HEAD = 'extern "C" __global__ void __launch_bounds__(1024) f(float* __restrict__ x, float* __restrict__ y) {'
 
@@ -297,6 +308,74 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         if (blockIdx.x == 1)
           atomicAdd(y, 1.0f);  // here
         """),
+    "wgmma of what was not put in order": (
+        "race", "with no fence.proxy.async behind", {"block": (128, 1, 1)}, """
+        __shared__ alignas(64) half s[1024];
+        float c[4] = {};
+        for (int i = threadIdx.x; i < 1024; i += 128) s[i] = half(1);
+        __syncthreads();
+        wgmma(c, s, s);
+        wgmma_commit();
+        wgmma_wait();
+        y[threadIdx.x] = c[0];
+        """),
+    "wgmma before a barrier": (
+        "race", "with no barrier between", {"block": (128, 1, 1)}, """
+        __shared__ alignas(64) half s[1024];
+        float c[4] = {};
+        for (int i = threadIdx.x; i < 1024; i += 128) s[i] = half(1);
+        order();
+        wgmma(c, s, s);
+        wgmma_commit();
+        wgmma_wait();
+        y[threadIdx.x] = c[0];
+        """),
+    "wgmma beyond an array": (
+        "out of bounds", "reads 16 bytes", {"block": (128, 1, 1)}, """
+        __shared__ alignas(64) half s[1000];
+        float c[4] = {};
+        for (int i = threadIdx.x; i < 1000; i += 128) s[i] = half(1);
+        order();
+        __syncthreads();
+        wgmma(c, s, s);
+        wgmma_commit();
+        wgmma_wait();
+        y[threadIdx.x] = c[0];
+        """),
+    "wgmma of different matrices in a warp": (
+        "divergence", "multiply different matrices", {"block": (128, 1, 1)}, """
+        __shared__ alignas(64) half s[2048];
+        float c[4] = {};
+        for (int i = threadIdx.x; i < 2048; i += 128) s[i] = half(1);
+        order();
+        __syncthreads();
+        wgmma(c, s + threadIdx.x % 2 * 8, s);
+        wgmma_commit();
+        wgmma_wait();
+        y[threadIdx.x] = c[0];
+        """),
+    "wgmma by half of a warpgroup": (
+        "divergence", "in a warpgroup that is not whole", {}, """
+        __shared__ alignas(64) half s[1024];
+        float c[4] = {};
+        for (int i = threadIdx.x; i < 1024; i += 64) s[i] = half(1);
+        order();
+        __syncthreads();
+        wgmma(c, s, s);
+        wgmma_commit();
+        wgmma_wait();
+        y[threadIdx.x] = c[0];
+        """),
+    "wgmma not waited for": (
+        "unfinished product", "it ends before a wgmma that it has begun", {"block": (128, 1, 1)}, """
+        __shared__ alignas(64) half s[1024];
+        float c[4] = {};
+        for (int i = threadIdx.x; i < 1024; i += 128) s[i] = half(1);
+        order();
+        __syncthreads();
+        wgmma(c, s, s);
+        wgmma_commit();
+        """),
     "trap": (
         "trap", "trap", {}, """
         if (threadIdx.x == 3)
@@ -374,6 +453,38 @@ def test_products_of_bytes_are_exact_and_their_sums_wrap(dtype: str) -> None:
     exact = c + a.astype(np.int64) @ b.T.astype(np.int64)
     assert exact[0, 0] > 2**31
     assert np.array_equal(found, exact.astype(np.int32))
+
+
+GROUP = """
+  __shared__ alignas(64) half a[1024];
+  __shared__ alignas(64) half b[576];
+  const int t = threadIdx.x;
+  const half *left = (const half*)x, *right = left + 64 * 16;
+  for (int i = t; i < 1024; i += 128) a[i % 16 / 8 * 512 + i / 16 * 8 + i % 8] = left[i];
+  if (t < 128) b[t % 16 / 8 * 512 + t / 16 * 8 + t % 8] = right[t];
+  float c[4];
+  for (int r = 0; r < 4; ++r) c[r] = y[(t / 32 * 16 + t % 32 / 4 + r / 2 * 8) * 8 + t % 4 * 2 + r % 2];
+  order();
+  __syncthreads();
+  wgmma(c, a, b);
+  wgmma_commit();
+  BEFORE_WAIT
+  wgmma_wait();
+  for (int r = 0; r < 4; ++r) y[(t / 32 * 16 + t % 32 / 4 + r / 2 * 8) * 8 + t % 4 * 2 + r % 2] = c[r];
+"""
+
+
+@pytest.mark.parametrize("early", ["", "c[t % 4] += 1;", "__syncthreads(); a[t] = half(9); order(); __syncthreads();"])
+def test_a_warpgroup_multiplies_when_it_is_waited_for(early: str) -> None:
+    """64 x 16 by 16 x 8 whole numbers and a sum before: exact, and not what it is where sums or operands are touched
+    before the wait."""
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(-8, 9, shape).astype(np.float16) for shape in ((64, 16), (8, 16), (64, 8)))
+    given = np.frombuffer(a.tobytes() + b.tobytes(), np.float32)
+    text = f"{BEFORE}{HEAD}{GROUP.replace('BEFORE_WAIT', early)}}}"
+    found = run(text, given, c.astype(np.float32), block=(128, 1, 1))[1]
+    exact = c.astype(np.float32) + a.astype(np.float32) @ b.T.astype(np.float32)
+    assert np.array_equal(found, exact) == (not early)
 
 
 def test_fresh_memory_is_nan_and_freed_memory_is_out_of_bounds() -> None:

@@ -192,9 +192,9 @@ def test_spaces_keep_to_what_blocks_may_have(text: str, dtype: str) -> None:
     assert 8 <= len(found) <= 4 * tensor_core.KEPT
     for config in found:
         threads = 32 * config["wm"] * config["wn"]
-        assert tensor_core.shared_bytes(p, config) <= SM80.l1
+        assert tensor_core.shared_bytes(config) <= SM80.l1
         assert tensor_core.registers(p, config) * threads <= 64 << 10
-    assert any(tensor_core.shared_bytes(p, c) > STATIC_SHARED for c in found) or p.icg < 8
+    assert any(tensor_core.shared_bytes(c) > STATIC_SHARED for c in found) or p.icg < 8
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from tvm.s_tir import Schedule
 from tvm.tirx import Expr
 
 from convc.launch import MOST_GRID, MOST_THREADS, Launch, Temporary, Three, aligned
-from convc.lower import copies, mma
+from convc.lower import copies, mma, wgmma
 from convc.lower.build import raw_function
 from convc.lower.copies import filled
 from convc.lower.flatten import flatten
@@ -106,6 +106,7 @@ def _passes() -> Any:
             s_tir.transform.ThreadSync("shared.dyn"),
             s_tir.transform.ThreadSync("warp"),
             each(merged),
+            each(wgmma.overlapped),
             s_tir.transform.InferFragment(),
             s_tir.transform.LowerThreadAllreduce(),
             s_tir.transform.InjectPTXAsyncCopy(),
@@ -152,7 +153,7 @@ def _text(kernels: Any, machine: Any) -> str:
     ]  # fmt: skip
     module = tvm.ir.transform.Sequential(passes)(kernels)
     text = str(tvm.get_global_func("target.build.cuda")(module, machine).inspect_source("cuda"))
-    return mma.prelude(text) + copies.prelude(text) + text
+    return mma.prelude(text) + wgmma.prelude(text) + copies.prelude(text) + text
 
 
 def _called(func: tirx.PrimFunc) -> tirx.PrimFunc:

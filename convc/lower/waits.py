@@ -40,7 +40,7 @@ def _merge(loop: tirx.For) -> tirx.For:
     if copies.attr_key != COMMIT or wait.attr_key != WAIT or not isinstance(count, tirx.AttrStmt):
         return loop
     steps = list(count.body.seq) if isinstance(count.body, tirx.SeqStmt) else []
-    if not steps or not _is_barrier(steps[0]) or int(count.value) < 1:
+    if not steps or not is_barrier(steps[0]) or int(count.value) < 1:
         return loop
     body = tirx.SeqStmt([steps[0], _without_barriers(copies), *steps[1:]])
     inner = tirx.AttrStmt(count.node, count.attr_key, tirx.const(int(count.value) - 1, "int32"), body)
@@ -52,11 +52,11 @@ def _merge(loop: tirx.For) -> tirx.For:
 
 def _without_barriers(statement: Any) -> Any:
     def drop(found: tirx.Evaluate) -> tirx.Evaluate:
-        return tirx.Evaluate(tirx.const(0, "int32")) if _is_barrier(found) else found
+        return tirx.Evaluate(tirx.const(0, "int32")) if is_barrier(found) else found
 
     return tvm_ffi.structural_map(statement, (tirx.Evaluate, drop))
 
 
-def _is_barrier(statement: Any) -> bool:
+def is_barrier(statement: Any) -> bool:
     value = statement.value if isinstance(statement, tirx.Evaluate) else None
     return isinstance(value, Call) and getattr(value.op, "name", "") == "tirx.tvm_storage_sync"

@@ -29,6 +29,16 @@ struct Copy {
   uint8_t data[16];
 };
 
+// One wgmma that its thread has not waited for: where it adds its sums, and the descriptors of what it multiplies.
+struct Product {
+  unsigned n;  // columns
+  int a_type, b_type, add;
+  int group;  // the number of commits before it
+  int line;
+  uint64_t a, b;
+  std::vector<unsigned*> sums;
+};
+
 // What the lanes of a warp do together: `args` are theirs, null where a lane is not of the mask.
 typedef void (*Together)(void* const* args, unsigned mask);
 
@@ -42,6 +52,9 @@ struct Thread {
   Three at;
   int commits;
   std::vector<Copy> copies;
+  uint32_t fenced;  // when it last put its writes in order for the async proxy
+  int product_commits, last_product;
+  std::vector<Product> products;
 };
 
 constexpr int THREADS = 1024;

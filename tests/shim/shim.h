@@ -89,6 +89,12 @@ void cuda_ldmatrix(int line, unsigned count, int transposed, unsigned* out, unsi
 enum CudaType { CUDA_F16, CUDA_BF16, CUDA_TF32, CUDA_S8, CUDA_U8, CUDA_F32, CUDA_S32 };
 void cuda_mma(int line, int m, int k, int a_type, int b_type, int d_type, int saturate, unsigned* d, const unsigned* a,
               const unsigned* b, const unsigned* c);
+
+// wgmma of `n` columns that adds to n / 2 sums (or, without `add`, sets them); the descriptors are PTX's.
+void cuda_wgmma(int line, unsigned n, int a_type, int b_type, unsigned** sums, uint64_t a, uint64_t b, int add);
+void cuda_wgmma_commit();
+void cuda_wgmma_wait(int line, int groups);
+void cuda_proxy_fence();
 }
 
 inline uint3 cuda_three(uint64_t packed) {

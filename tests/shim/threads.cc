@@ -56,6 +56,10 @@ void to_scheduler() { cuda_switch(&threads[current].stack_pointer, scheduler); }
 
 [[noreturn]] void thread_main() {
   kernel(arguments);
+  if (const auto& begun = threads[current].products; !begun.empty()) {
+    cuda_fault.line = begun[0].line;
+    fail("unfinished product", 0, 0, "it ends before a wgmma that it has begun");
+  }
   threads[current].state = DONE;
   to_scheduler();
   abort();
@@ -73,6 +77,8 @@ void prepare(int i) {
   t.state = READY;
   t.commits = 0;
   t.copies.clear();
+  t.fenced = t.product_commits = 0;
+  t.products.clear();
 }
 
 void resume(int i) {

@@ -1,7 +1,7 @@
 // Operations of a warp. Each lane waits with its arguments until all lanes of the mask have come; one call then does
 // the work of all. The layouts of fragments are those of the PTX ISA ("Matrix Fragments for mma").
+#include "numbers.h"
 #include "run.h"
-#include "shim.h"
 
 namespace {
 
@@ -99,19 +99,6 @@ struct Mma {
   unsigned* d;
   const unsigned *a, *b, *c;
 };
-
-float element(int type, unsigned bits) {
-  if (type == CUDA_F16) return cuda_shim::Half::widen(uint16_t(bits));
-  if (type == CUDA_BF16) return cuda_shim::Bfloat::widen(uint16_t(bits));
-  return __uint_as_float(bits & ~0x1fffu);  // tf32: the hardware ignores the low 13 bits
-}
-
-int integer(int type, unsigned bits) { return type == CUDA_S8 ? int8_t(bits) : uint8_t(bits); }
-
-int to_s32(int64_t x, int saturate) {
-  if (saturate) return int(x < INT32_MIN ? INT32_MIN : x > INT32_MAX ? INT32_MAX : x);
-  return int(uint32_t(x));
-}
 
 // d = a b + c. The sum begins with c and takes the products in the order of k, each step rounded to float32 (the
 // hardware's order is not documented); float16 accumulators are rounded once, at the end. Integers are exact.
