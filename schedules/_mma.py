@@ -49,12 +49,21 @@ def is_whole(p: Problem) -> bool:
 
 
 def is_vector(p: Problem, c: Config) -> bool:
-    """Whether the channels of a chunk lie together in memory, so that a copy moves all of them."""
-    return is_whole(p) and c["xb"] % chunk(p) == 0
+    """Whether the channels of a chunk lie together in memory, so that one copy moves them: whole chunks of any blocks,
+    or one block each, of which the last may have fewer channels. Those of bytes are whole, as TVM copies 16 bytes under
+    a condition asynchronously of no type of 1 byte."""
+    if is_whole(p):
+        return c["xb"] % chunk(p) == 0
+    return p.g == 1 and c["xb"] == chunk(p) and _gpu.size(p) > 1
+
+
+def held(p: Problem, c: Config) -> int:
+    """Channels of a group, where they are copied as chunks with the zeros that fill the last one."""
+    return _gpu.rounded(p.icg, chunk(p)) if is_vector(p, c) else p.icg
 
 
 def steps(p: Problem, c: Config) -> int:
-    return -(-p.reduction // depth(p, c))
+    return -(-p.taps * held(p, c) // depth(p, c))
 
 
 def part_steps(p: Problem, c: Config) -> int:
@@ -63,20 +72,21 @@ def part_steps(p: Problem, c: Config) -> int:
 
 
 def _place(p: Problem, c: Config, step: Any, k: Any, q: Any, e: Any) -> tuple[Any, Any, Any]:
-    """Of element e of chunk q of group k of a step: whether there is one, its tap and its channel, both always valid.
-    A step is of one tap where its channels divide, and then taps come before channels: they share most of x."""
+    """Of element e of chunk q of group k of a step: whether there is one, its tap and its channel, both always valid
+    but for channels of the zeros that fill a chunk. A step is of one tap where its channels divide, and then taps come
+    before channels: they share most of x."""
     from tvm import tirx
 
     size, true = chunk(p), tirx.const(True, "bool")
-    total = part_steps(p, c) * c["sk"]
-    if p.icg % depth(p, c) == 0:
+    total, channels = part_steps(p, c) * c["sk"], held(p, c)
+    if channels % depth(p, c) == 0:
         found = step < steps(p, c) if total > steps(p, c) else true
         step = tirx.min(step, steps(p, c) - 1) if total > steps(p, c) else step
         return found, step % p.taps, step // p.taps * depth(p, c) + (k * LANES[1] + q) * size + e
-    exact = total * depth(p, c) == p.reduction
+    exact = total * depth(p, c) == p.taps * channels
     at = step * (depth(p, c) // size) + k * LANES[1] + q
-    if is_whole(p):
-        blocks = p.icg // size
+    if channels % size == 0:
+        blocks = channels // size
         found = true if exact else at < p.taps * blocks
         at = at if exact else tirx.min(at, p.taps * blocks - 1)
         return found, at // blocks, at % blocks * size + e
@@ -98,7 +108,8 @@ def weight(w: Any, p: Problem, c: Config, step: Any, tile: Any, k: Any, piece: A
 
     o = tile * block_columns(c) + piece * PIECE[1] + g
     inside, tap, channel = _place(p, c, step, k, t, e)
-    inside, o = tirx.all(inside, o < p.oc), tirx.min(o, p.oc - 1)
+    inside, o = tirx.all(inside, o < p.oc, channel < p.icg), tirx.min(o, p.oc - 1)
+    channel = tirx.min(channel, p.icg - 1)
     at = (channel, o) if p.kind == "matmul" else (o, channel, *unravel(tap, p.k))
     return tirx.if_then_else(inside, w(*at), tirx.const(0, w.dtype))
 
@@ -112,12 +123,17 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
 
 def gathered(x: Any, p: Problem, c: Config) -> Any:
     """col[group, step, k, tile of rows, t, row, chunk], x as a matrix by group of products."""
-    from tvm import te
+    from tvm import te, tirx
+
+    from convc.lower.copies import first
 
     tall = block_rows(c)
 
     def value(group: Any, step: Any, k: Any, tile: Any, q: Any, row: Any, e: Any) -> Any:
-        return _matrix.element(x, p, c, tall, group, tile * tall + row, _place(p, c, step, k, q, e))
+        inside, tap, channel = _place(p, c, step, k, q, e)
+        if held(p, c) > p.icg:
+            inside = tirx.all(inside, first(p.icg - _place(p, c, step, k, q, 0)[2], chunk(p)))
+        return _matrix.element(x, p, c, tall, group, tile * tall + row, (inside, tap, channel))
 
     shape = (p.g, part_steps(p, c) * c["sk"], c["bk"], -(-rows(p) // tall), LANES[1], tall, chunk(p))
     return te.compute(shape, value, name="col")

@@ -46,11 +46,11 @@ def check(p: Problem, config: Config, epilogue: str) -> None:
 @needs_shim
 @pytest.mark.parametrize("dtype", HALVES + BYTES)
 @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(p=problems(), wide=st.integers(1, 3), pick=st.integers(0, 1000), epilogue=st.sampled_from(EPILOGUES))
+@given(p=problems(), wide=st.integers(1, 40), pick=st.integers(0, 1000), epilogue=st.sampled_from(EPILOGUES))
 def test_exact_on_whole_numbers(dtype: str, p: Problem, wide: int, pick: int, epilogue: str) -> None:
-    """Channels in whole accesses, as warpgroups want them."""
+    """Channels of groups in whole accesses, as warpgroups want them."""
     p = replace(p, dtype=dtype)
-    each = p.g * _mma.chunk(p) * wide
+    each = wide if p.g == 1 and dtype in HALVES else p.g * _mma.chunk(p) * (wide % 3 + 1)
     p = replace(p, ic=each, oc=max(p.oc, p.g * 8)).canonical if p.kind == "conv" else p.canonical
     assume(ON_CUDA.refuses(p, TARGET) is None)
     configs = ON_CUDA.space(p, TARGET)
@@ -66,6 +66,7 @@ LAYERS = [
     ("mb1_ic32ih12_oc64oh12_kh3ph2dh1_float16", {"wm": 4, "tm": 1, "tn": 8, "bk": 1, "st": 3, "sk": 1}),
     ("g2mb1_ic64ih9_oc64oh9_kh3ph1_bfloat16", {"wm": 4, "tm": 1, "tn": 4, "bk": 2, "st": 2, "sk": 1}),
     ("mb1_ic16id5ih6iw7_oc32_kd3kh3kw3pd1ph1pw1_float16", {"wm": 4, "tm": 1, "tn": 4, "bk": 1, "st": 3, "sk": 1}),
+    ("mb2_ic3ih20_oc40oh10_kh7sh2ph3_float16", {"wm": 4, "tm": 2, "tn": 6, "bk": 1, "st": 4, "sk": 2}),
     ("matmul_ic72iw50_oc104_float16", {"wm": 4, "tm": 1, "tn": 8, "bk": 1, "st": 3, "sk": 1}),
     ("mb1_ic64ih10_oc37oh10_kh3ph1_int8", {"wm": 8, "tm": 1, "tn": 6, "bk": 2, "st": 3, "sk": 1}),
     ("mb1_ic80ih8_oc64oh8_kh3ph1_uint8", {"wm": 4, "tm": 1, "tn": 8, "bk": 1, "st": 2, "sk": 2}),
@@ -135,7 +136,7 @@ def test_a_network_in_float16_runs_on_warpgroups() -> None:
         ("mb1_ic64ih9_oc64oh9_kh3ph1_float16", "cuda/sm_80,sm_90a", "not sm_90a alone"),
         ("mb1_ic64ih9_oc64oh9_kh3ph1", "cuda/sm_90a,tf32=1", "do not multiply float32"),
         ("transposed_mb1_ic64ih9_oc64_kh3_float16", "cuda/sm_90a", "transposed"),
-        ("mb1_ic3ih32_oc64_kh7_float16", "cuda/sm_90a", "do not fill accesses"),
+        ("g2mb1_ic6ih32_oc64_kh7_float16", "cuda/sm_90a", "do not fill accesses"),
     ],
 )
 def test_what_it_cannot_do_is_said(text: str, target: str, reason: str) -> None:
