@@ -93,7 +93,7 @@ LAYERS = [
     ("mb1_ic20ih9_oc37oh9_kh3ph1_float16", {"wm": 1, "wn": 2, "tm": 4, "tn": 4, "bk": 1, "st": 3, "sk": 1}),
     ("mb1_ic20ih9_oc37oh9_kh3ph1_float16", {"xb": 1, "wm": 1, "wn": 2, "tm": 4, "tn": 4, "bk": 1, "st": 2, "sk": 1}),
     ("mb2_ic3ih20_oc40oh10_kh7sh2ph3_bfloat16", {"wm": 2, "wn": 2, "tm": 2, "tn": 2, "bk": 1, "st": 4, "sk": 2}),
-    ("mb2_ic3ih20_oc40oh10_kh7sh2ph3_float16", {"xb": 1, "wm": 2, "wn": 2, "tm": 2, "tn": 2, "bk": 1, "st": 2, "sk": 1}),
+    ("mb1_ic3ih9_oc40_kh7sh2_float16", {"xb": 1, "wm": 1, "wn": 2, "tm": 1, "tn": 2, "bk": 1, "st": 2, "sk": 1}),
     ("mb1_ic32ih8_oc24oh8_kh3ph1", {"wm": 2, "wn": 1, "tm": 2, "tn": 2, "bk": 2, "st": 4, "sk": 2}),
     ("g4mb1_ic32ih9_oc32oh9_kh3ph1_float16", {"wm": 4, "wn": 1, "tm": 2, "tn": 1, "bk": 1, "st": 3, "sk": 1}),
     ("g2mb1_ic32ih9_oc32oh9_kh3ph1_bfloat16", {"wm": 2, "wn": 2, "tm": 2, "tn": 1, "bk": 2, "st": 2, "sk": 1}),

@@ -16,10 +16,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir import Schedule
+from tvm.sym import Analyzer
 
 from convc.lower.mma import HELD, INSTRUCTIONS
 from convc.lower.waits import COMMIT as COPIES
@@ -30,15 +32,14 @@ GROUP, ROWS = 4, 16  # warps that multiply together, and rows of each
 START, STEP, COMMIT = "convc_wgmma_start", "convc_wgmma_add", "convc_wgmma_commit"
 FINISH, ORDER = "convc_wgmma_finish", "convc_wgmma_order"
 
+# A and B begin PLUS chunks of 16 bytes behind a and b; the second chunks of their rows lie FAR chunks further on.
 _STEP = """
-static __device__ __forceinline__ void NAME(TYPE* c, const void* a, const void* a_next, const void* b,
-                                            const void* b_next) {
-  const unsigned a_at = (unsigned)__cvta_generic_to_shared(a), b_at = (unsigned)__cvta_generic_to_shared(b);
-  const unsigned a_far = (unsigned)__cvta_generic_to_shared(a_next) - a_at;
-  const unsigned b_far = (unsigned)__cvta_generic_to_shared(b_next) - b_at;
+static __device__ __forceinline__ void NAME(TYPE* c, const void* a, int a_plus, int a_far, const void* b, int b_plus,
+                                            int b_far) {
+  const unsigned a_at = (unsigned)__cvta_generic_to_shared(a) >> 4, b_at = (unsigned)__cvta_generic_to_shared(b) >> 4;
   const unsigned long long near = 8ull << 32;
-  const unsigned long long left = near | (unsigned long long)(a_far >> 4) << 16 | (a_at >> 4 & 0x3fff);
-  const unsigned long long right = near | (unsigned long long)(b_far >> 4) << 16 | (b_at >> 4 & 0x3fff);
+  const unsigned long long left = near | ((a_far << 16) + a_plus + a_at);
+  const unsigned long long right = near | ((b_far << 16) + b_plus + b_at);
   asm volatile("{ .reg .pred add; setp.ne.b32 add, 1, 0; "
                "wgmma.mma_async.sync.aligned.INSTRUCTION {REGISTERS}, LEFT, RIGHT, addSCALES; }"
       : SUMS : "l"(left), "l"(right));
@@ -131,9 +132,37 @@ def multiply(sch: Schedule, loop: Any, dtype: str) -> Any:
 
 
 def overlapped(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Where a step's copies stand in front of its products, they go between their start and the wait for them; and what
-    threads have written is put in order in front of the barriers of such steps."""
-    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.SeqStmt, _overlap)))
+    """Where a step's copies stand in front of its products, they go between their start and the wait for them; what
+    threads have written is put in order in front of the barriers of such steps; and the places of the operands are
+    those of the step's first product and constants."""
+    body = tvm_ffi.structural_map(func.body, (tirx.AttrStmt, _place))
+    return func.with_body(tvm_ffi.structural_map(body, (tirx.SeqStmt, _overlap)))
+
+
+def _place(products: tirx.AttrStmt) -> tirx.AttrStmt:
+    if not _has(products, TOGETHER):
+        return products
+    analyzer = Analyzer()
+    first: list[Any] = []
+    found: list[Any] = []
+    for statement in products.body.seq:
+        name, *args = statement.value.args
+        if name.value.startswith(STEP):
+            sums, a, a_next, b, b_next = args
+            first = first or [a, b]
+            places: list[Any] = []
+            for base, start, next_ in zip(first, (a, b), (a_next, b_next), strict=True):
+                places += [base, _chunks(analyzer, base, start), _chunks(analyzer, start, next_)]
+            statement = _call(name.value, sums, *places)
+        found.append(statement)
+    return tirx.AttrStmt(products.node, products.attr_key, products.value, tirx.SeqStmt(found))
+
+
+def _chunks(analyzer: Analyzer, start: Any, end: Any) -> Any:
+    """16 bytes each, between two addresses in one buffer."""
+    (i,), (j,) = (address.args[0].indices for address in (start, end))
+    size = np.dtype(str(start.args[0].ty)).itemsize
+    return analyzer.simplify(tirx.floordiv((j - i) * size, 16))
 
 
 def _overlap(sequence: tirx.SeqStmt) -> tirx.SeqStmt:
@@ -151,7 +180,7 @@ def _overlap(sequence: tirx.SeqStmt) -> tirx.SeqStmt:
 
 def _around(copies: Any, products: tirx.AttrStmt) -> tirx.AttrStmt:
     calls = list(products.body.seq)
-    first = next(k for k, call in enumerate(calls) if str(call.value.args[0].value).startswith(FINISH))
+    first = next(k for k, call in enumerate(calls) if call.value.args[0].value.startswith(FINISH))
     body = tirx.SeqStmt([*calls[:first], copies, *calls[first:]])
     return tirx.AttrStmt(products.node, products.attr_key, products.value, body)
 
