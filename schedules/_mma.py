@@ -205,9 +205,15 @@ def place_sums(sch: Any, p: Problem, c: Config) -> tuple[Any, ...]:
     if c["sk"] > 1:
         _matrix.sum_parts(sch, z)
         return place_parts(sch, acc)
+    return place_tiles(sch, p, c, -(-rows(p) // block_rows(c)))
+
+
+def place_tiles(sch: Any, p: Problem, c: Config, down: int, **row: Any) -> tuple[Any, ...]:
+    """`place_sums` where they are in one part: `down` tiles of rows."""
+    acc, z = sch.get_sblock("acc"), sch.get_sblock("z")
     _matrix.flatten(sch, z, p, c)
     sch.compute_inline(sch.get_sblock("matrix"))
-    lane = _bind_tiles(sch, z, acc, p, c)
+    lane = bind_tiles(sch, z, acc, p, c, down, **row)
     sch.set_scope(acc, 0, "local")
     sch.compute_at(acc, lane, preserve_unit_loops=True)
     *_, i, j, _, _, r, step, k, q, e = sch.get_loops(acc)
@@ -255,17 +261,18 @@ def place_products(sch: Any, acc: Any, loops: Sequence[Any], p: Problem, c: Conf
         sch.unroll(loop)
 
 
-def _bind_tiles(sch: Any, z: Any, acc: Any, p: Problem, c: Config) -> Any:
-    """z's loops in the order of the accumulators; the loop at which a thread's tile must be complete."""
+def bind_tiles(sch: Any, z: Any, acc: Any, p: Problem, c: Config, down: int, **row: Any) -> Any:
+    """z's loops in the order of the accumulators, of `down` tiles of rows; the loop at which a thread's tile must be
+    complete. `row` as `at_registers` takes it."""
     from convc.lower.mma import at_registers
 
     m, o = sch.get_loops(z)
-    bi, i, wm, h, g = sch.split(m, [None, c["tm"], c["wm"], 2, LANES[0]], disable_predication=True)
+    bi, i, wm, h, g = sch.split(m, [down, c["tm"], c["wm"], 2, LANES[0]], disable_predication=True)
     bj, wn, j, t, two = sch.split(o, [None, c["wn"], c["tn"], LANES[1], 2], disable_predication=True)
     loops = (bi, bj, wm, wn, g, t, i, j, h, two)
     sch.reorder(*loops)
     together = 2 if p.oc % 2 == 0 and c["yb"] % 2 == 0 else 1
-    at_registers(sch, loops, acc, _register, together)
+    at_registers(sch, loops, acc, _register, together, **row)
     warp = sch.fuse(wm, wn)
     for axis, loop in zip((*AXES[1:], *THREADS), (bi, bj, warp, g, t), strict=True):
         sch.bind(loop, axis)
@@ -288,20 +295,29 @@ def stage(
     copied. `right` is the sblock that reads the weights, and which of its operands they are; `order` gives the loops of
     the left one and its vector. Returns the loop around what a thread copies of that at once."""
     sch.compute_at(left, step, preserve_unit_loops=True)
-    copying = _copy(sch, *order(*sch.get_loops(left)[-5:]), c)
-    w = sch.cache_read(*right, "shared.dyn")
-    sch.compute_at(w, step, preserve_unit_loops=True)
-    *loops, e = sch.get_loops(w)[-5:]
-    _copy(sch, loops, e, c)
-    if c["st"] > 1:
-        sch.annotate(step, "software_pipeline_stage", [0, 0, c["st"] - 1])
-        sch.annotate(step, "software_pipeline_order", [0, 1, 2])
-        if ahead:
-            sch.annotate(step, "software_pipeline_async_stages", [0])
+    copying = copy(sch, *order(*sch.get_loops(left)[-5:]), c)
+    stage_weights(sch, right, step, c)
+    pipeline(sch, step, c, 2, ahead=ahead)
     return copying
 
 
-def _copy(sch: Any, loops: Sequence[Any], lane: Any, c: Config) -> Any:
+def stage_weights(sch: Any, right: tuple[Any, int], step: Any, c: Config) -> None:
+    w = sch.cache_read(*right, "shared.dyn")
+    sch.compute_at(w, step, preserve_unit_loops=True)
+    *loops, e = sch.get_loops(w)[-5:]
+    copy(sch, loops, e, c)
+
+
+def pipeline(sch: Any, step: Any, c: Config, copies: int, *, ahead: bool) -> None:
+    """`copies` of `step` run `st` - 1 steps before the products."""
+    if c["st"] > 1:
+        sch.annotate(step, "software_pipeline_stage", [*[0] * copies, c["st"] - 1])
+        sch.annotate(step, "software_pipeline_order", list(range(copies + 1)))
+        if ahead:
+            sch.annotate(step, "software_pipeline_async_stages", [0])
+
+
+def copy(sch: Any, loops: Sequence[Any], lane: Any, c: Config) -> Any:
     sch.reorder(*loops)
     _, warp, g, t = sch.split(sch.fuse(*loops), [None, c["wm"] * c["wn"], *LANES])
     sch.bind(warp, "threadIdx.z")

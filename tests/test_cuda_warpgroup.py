@@ -19,7 +19,7 @@ from test_cuda_algorithms import has_nvcc
 from test_cuda_tensor_core import LARGE, check_exact, machine, run
 
 import convc
-from convc.algorithm import Config
+from convc.algorithm import Algorithm, Config
 from convc.dtypes import LIMITS, ROUNDING
 from convc.frontend import import_onnx
 from convc.plan.epilogue import EPILOGUES
@@ -33,11 +33,11 @@ HALVES, BYTES = ["float16", "bfloat16"], ["int8", "uint8"]
 TARGET = machine("cuda/sm_90a")
 
 
-def check(p: Problem, config: Config, epilogue: str) -> None:
+def check(p: Problem, config: Config, epilogue: str, algorithm: Algorithm = ON_CUDA) -> None:
     if p.dtype in HALVES:
-        check_exact(p, config, TARGET, epilogue, ON_CUDA)
+        check_exact(p, config, TARGET, epilogue, algorithm)
         return
-    workload, choice = Workload(p, epilogue), ON_CUDA.choice(config)
+    workload, choice = Workload(p, epilogue), algorithm.choice(config)
     data = workload.data(choice, exact=True)
     found, mask = integers.run(workload, choice, TARGET, data), data.tolerance >= 0
     assert np.array_equal(found[mask], data.expected[mask]), f"{p} {choice}"

@@ -19,6 +19,7 @@ from tvm.ir import Call, Op
 from tvm.tirx import Expr
 
 NAME, FIRST, BYTES = "convc_copy", "convc_first", 16
+ASYNC = "pragma_async"
 FUNCTION = """
 static __device__ __forceinline__ void convc_copy(void* to, const void* from, bool inside, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
@@ -30,6 +31,18 @@ static __device__ __forceinline__ void convc_copy(void* to, const void* from, bo
 def first(count: Expr, size: int) -> Expr:
     """A condition of a copy of `size` elements: the first `count` of them, all where that is more, and zeros behind."""
     return tirx.call_pure_extern("bool", FIRST, tirx.min(count, size))
+
+
+def marked(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """What the loops with the annotation "pragma_async" copy goes on while threads compute, as in a pipeline: the first
+    steps of the next one wait for it."""
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AttrStmt, _marked)))
+
+
+def _marked(attr: tirx.AttrStmt) -> tirx.AttrStmt:
+    if attr.attr_key != ASYNC:
+        return attr
+    return tirx.AttrStmt(attr.node, "async_scope", attr.value, attr.body)
 
 
 def prelude(text: str) -> str:

@@ -109,6 +109,7 @@ def _passes() -> Any:
             each(wgmma.overlapped),
             s_tir.transform.InferFragment(),
             s_tir.transform.LowerThreadAllreduce(),
+            each(copies.marked),
             s_tir.transform.InjectPTXAsyncCopy(),
             each(filled),
             s_tir.transform.MergeSharedMemoryAllocations(),

@@ -132,11 +132,13 @@ def _region(buffer: Any, index: Sequence[Any], extents: Sequence[int], inner: Se
 
 
 def at_registers(
-    sch: Schedule, loops: Sequence[Any], acc: Any, index: Callable[..., Sequence[Any]], together: int
-) -> None:
+    sch: Schedule, loops: Sequence[Any], acc: Any, index: Callable[..., Sequence[Any]], together: int,
+    row: Callable[[Any], tuple[Any, Sequence[Any]]] = lambda row: (row, ()),
+) -> None:  # fmt: skip
     """Make the loops over a tile, split as if tiles fitted, the axes of the sblock inside of them, which reads a matrix
     of sums: what it reads of that is acc[index(*loops)], and it only runs where its matrix goes, `together` columns as
-    one. TVM could not tell the registers of a lane from the rows and columns that they are for."""
+    one. `row` tells which row of the matrix a row of the tiles is, and when it is one. TVM could not tell the registers
+    of a lane from the rows and columns that they are for."""
     place = sch.get_sref(loops[-1])
     inner = place.stmt
     realize, analyzer = inner.body, Analyzer()
@@ -148,7 +150,9 @@ def at_registers(
         analyzer.bind(var, domain)
         axes.append(tirx.IterVar(domain, var, tirx.IterVar.DataPar))
         known[loop.loop_var] = var
-    matrix = [_replaced(value, known) for value in realize.iter_values]
+    m, *others = [_replaced(value, known) for value in realize.iter_values]
+    m, also = row(m)
+    matrix = [m, *others]
     own = [analyzer.simplify(i) for i in index(*(axis.var for axis in axes))]
     places = {axis.var: value for axis, value in zip(old.iter_vars, matrix, strict=True)}
 
@@ -168,7 +172,7 @@ def at_registers(
     body = tvm_ffi.structural_map(old.body, [(TensorLoad, load), (tirx.BufferStore, store)])
     counts, extents = (1, together), [axis.dom.extent for axis in old.iter_vars]
     inside = [analyzer.simplify(v // n < e // n) for v, n, e in zip(matrix, counts, extents, strict=True)]
-    body = tirx.IfThenElse(tirx.all(*inside), body, None)
+    body = tirx.IfThenElse(tirx.all(*also, *inside), body, None)
     reads, writes = [region(r) for r in old.reads], [region(r) for r in old.writes]
     rest = old.init, old.alloc_buffers, old.match_buffers, old.annotations
     new = s_tir.SBlock(axes, reads, writes, old.name_hint, body, *rest)

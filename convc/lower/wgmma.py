@@ -92,7 +92,7 @@ def _function(name: str) -> str:
 def multiply(sch: Schedule, loop: Any, dtype: str) -> Any:
     """The sblock that takes the place of `loop` and the loops in it, groups | i, j, r, q, e. It sums in acc[..., w, wn,
     i, j, g, t, r] what the lanes of warp w hold of the products of left[..., k, tile, q, row, e], rows (i warps + w) 16
-    and on, and right[..., k, q, piece, g, e], pieces wn tn and on; an instruction takes two q."""
+    + shift and on, and right[..., k, q, piece, g, e], pieces wn tn and on; an instruction takes two q."""
     place = sch.get_sref(sch.blockize(loop))
     old = place.stmt
     (written,) = old.writes
@@ -100,7 +100,8 @@ def multiply(sch: Schedule, loop: Any, dtype: str) -> Any:
     *outer, w, wn, _, _, g, t, _ = outer
     *_, tm, tn, _, _, _ = (int(r.extent) for r in written.region)
     _, a, b = old.reads
-    *before, _, tile, _, _, _ = (r.min for r in a.region)
+    *before, _, tile, _, low, _ = (r.min for r in a.region)
+    shift = Analyzer().simplify(low - w * ROWS - g)
     *beside, _, _, _, _, _ = (r.min for r in b.region)
     bk, high = int(a.region[-5].extent), int(a.region[-3].extent)
     warps = int(acc.ty.shape[len(outer)])
@@ -113,7 +114,7 @@ def multiply(sch: Schedule, loop: Any, dtype: str) -> Any:
         return address(acc, *outer, w, wn, i, 0, g, t, 0)
 
     def product(k: int, q: int, i: int) -> Any:
-        row = (i * warps + w // GROUP * GROUP) * ROWS
+        row = (i * warps + w // GROUP * GROUP) * ROWS + shift
         lefts = [address(a.source, *before, k, tile, q + n, row, 0) for n in (0, 1)]
         rights = [address(b.source, *beside, k, q + n, wn * tn, 0, 0) for n in (0, 1)]
         return _call(f"{STEP}_{kind}_n{8 * tn}", sums(i), *lefts, *rights)
