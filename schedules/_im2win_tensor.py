@@ -17,12 +17,11 @@ from typing import Any
 
 from convc.algorithm import Config
 from convc.problem import Problem
-from convc.schedules import _gpu, _matrix, _mma
+from convc.schedules import _gpu, _matrix, _mma, _wgmma
 from convc.schedules._index import ravel, unravel
-from convc.schedules._matrix import columns
 from convc.target import Target
 
-LANE = 4  # the loop of a lane's columns, in that of its rows, of warps and of both axes of blocks
+THREAD = 4  # the innermost of the loops of acc that are bound: blocks of both axes, warps, g, t
 
 
 def extents(p: Problem) -> tuple[int, ...]:
@@ -62,8 +61,7 @@ def span(p: Problem, c: Config) -> int:
 
 
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
-    """win[step, k, tile of rows, t, place, chunk], x by windows; acc, the sums by the lane and register that hold them;
-    the same as a matrix; y."""
+    """win[step, k, tile of rows, t, place, chunk], x by windows; acc, the sums; the same as a matrix; y."""
     from tvm import te, tirx
 
     size, tall, wide = _mma.chunk(p), _mma.block_rows(c), _mma.block_columns(c)
@@ -72,36 +70,29 @@ def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
     def value(step: Any, k: Any, tile: Any, q: Any, place: Any, e: Any) -> Any:
         n, *at = unravel(tirx.min(tile * tall + place, total - 1), (p.mb, *extents(p)))
         at = [a - b for a, b in zip(at, p.p, strict=True)]
-        channel = ((step * c["bk"] + k) * _mma.LANES[1] + q) * size + e
-        where = (n, channel // c["xb"], *at, channel % c["xb"])
+        channel = ravel((step, k, q, e), (0, c["bk"], _mma.LANES[1], size))
         inside = [a >= 0 for a, b in zip(at, p.p, strict=True) if b]
         inside += [tile * tall + place < total]
-        return tirx.if_then_else(tirx.all(*inside), x(*where), tirx.const(0, x.dtype))
+        return tirx.if_then_else(
+            tirx.all(*inside), x(n, channel // c["xb"], *at, channel % c["xb"]), tirx.const(0, x.dtype)
+        )
 
-    shape = (parts(p, c), c["bk"], down(p, c), _mma.LANES[1], span(p, c), size)
-    win = te.compute(shape, value, name="win")
-    step, k = te.reduce_axis((0, parts(p, c) * p.taps), "step"), te.reduce_axis((0, c["bk"]), "k")
-    q, e = te.reduce_axis((0, _mma.LANES[1]), "q"), te.reduce_axis((0, size), "e")
+    win = te.compute((parts(p, c), c["bk"], down(p, c), _mma.LANES[1], span(p, c), size), value, name="win")
 
-    def product(part: Any, bi: Any, bj: Any, wm: Any, wn: Any, i: Any, j: Any, g: Any, t: Any, r: Any) -> Any:
+    def left(step: Any, k: Any, bi: Any, bj: Any, q: Any, row: Any, e: Any) -> Any:
         shift = sum(tap * s for tap, s in zip(unravel(step % p.taps, p.k), shifts(p), strict=True))
-        row = (i * c["wm"] + wm) * 16 + r // 2 * 8 + g
-        left = win(step // p.taps, k, bi, q, row + shift, e)
-        right = w(step, bj, k, q, wn * c["tn"] + j, 2 * t + r % 2, e)
-        return te.sum(_gpu.wide(left) * _gpu.wide(right), axis=[step, k, q, e])
+        return win(step // p.taps, k, bi, q, row + shift, e)
 
-    across = -(-columns(p, c) // wide)
-    shape = (1, down(p, c), across, c["wm"], c["wn"], c["tm"], c["tn"], *_mma.LANES, 4)
-    acc = te.compute(shape, product, name="acc")
+    acc = _wgmma.products(left, w, p, c, down(p, c), parts(p, c) * p.taps)
 
     def place_of(m: Any, o: Any) -> tuple[Any, ...]:
-        n, *at = unravel(m, (p.mb, *p.o))
-        return _mma.place_of(ravel((n, *at), (0, *extents(p))), o, c)
+        return _mma.place_of(ravel(unravel(m, (p.mb, *p.o)), (0, *extents(p))), o, c)
 
     return _matrix.result(acc, p, c, (1, wide), place_of)
 
 
 def _row(p: Problem, place: Any) -> tuple[Any, Sequence[Any]]:
+    """The row of the matrix that a place is for, and where there is one."""
     n, *at = unravel(place, (p.mb, *extents(p)))
     inside = [a < o for a, o in zip(at, p.o, strict=True)]
     return ravel((n, *at), (0, *p.o)), [n < p.mb, *inside]
@@ -117,11 +108,11 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     sch.reorder(step, k, i, j, r, q, e)
     win = sch.get_sblock("win")
     sch.set_scope(win, 0, "shared.dyn")
-    sch.compute_at(win, sch.get_loops(acc)[LANE], preserve_unit_loops=True)
-    step_, k_, tile, q_, place, e_ = sch.get_loops(win)[LANE + 1 :]
+    sch.compute_at(win, sch.get_loops(acc)[THREAD], preserve_unit_loops=True)
+    step_, k_, tile, q_, place, e_ = sch.get_loops(win)[THREAD + 1 :]
     sch.reorder(place, step_, k_, tile, q_, e_)  # a place is looked for once
     _mma.copy(sch, [place], e_, c)
-    sch.annotate(sch.get_loops(win)[LANE + 1], "pragma_async", 1)
+    sch.annotate(sch.get_loops(win)[THREAD + 1], "pragma_async", 1)
     _mma.stage_weights(sch, (acc, 1), step, c)
     _mma.pipeline(sch, step, c, 1, ahead=True)
     sch.decompose_reduction(acc, step)

@@ -4,6 +4,7 @@ pixels x channels, and both operands go through shared memory, several steps ahe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from convc.algorithm import Config
@@ -29,26 +30,34 @@ def pack(w: Any, p: Problem, c: Config) -> Any:
 
 
 def define(x: Any, w: Any, p: Problem, c: Config) -> Any:
-    """col, x as a matrix by group of products; acc, the sums by the lane and register that hold them; the same as a
-    matrix; y."""
+    """col, x as a matrix by group of products; acc, the sums; the same as a matrix; y."""
+    col = _mma.gathered(x, p, c)
+
+    def left(step: Any, k: Any, bi: Any, bj: Any, q: Any, row: Any, e: Any) -> Any:
+        group = bj * _mma.block_columns(c) // p.ocg if p.g > 1 else 0
+        return col(group, step, k, bi, q, row, e)
+
+    tile = _mma.block_rows(c), _mma.block_columns(c)
+    acc = products(left, w, p, c, -(-rows(p) // tile[0]), _mma.part_steps(p, c))
+    return _matrix.result(acc, p, c, tile, lambda m, o: _mma.place_of(m, o, c))
+
+
+def products(left: Callable[..., Any], w: Any, p: Problem, c: Config, down: int, many: int) -> Any:
+    """acc[part, tile of rows, tile of columns, *warps, *pieces, g, t, register], the sums of `many` steps each, by the
+    lane and register that hold them, of left(step, k, tile of rows, tile of columns, t, row, e) and packed weights."""
     from tvm import te
 
-    col = _mma.gathered(x, p, c)
-    down, across = -(-rows(p) // _mma.block_rows(c)), -(-columns(p, c) // _mma.block_columns(c))
-    many = _mma.part_steps(p, c)
     step, k = te.reduce_axis((0, many), "step"), te.reduce_axis((0, c["bk"]), "k")
     q, e = te.reduce_axis((0, _mma.LANES[1]), "q"), te.reduce_axis((0, _mma.chunk(p)), "e")
 
     def product(part: Any, bi: Any, bj: Any, wm: Any, wn: Any, i: Any, j: Any, g: Any, t: Any, r: Any) -> Any:
-        at, group = part * many + step, bj * _mma.block_columns(c) // p.ocg if p.g > 1 else 0
-        left = col(group, at, k, bi, q, (i * c["wm"] + wm) * 16 + r // 2 * 8 + g, e)
+        at, row = part * many + step, (i * c["wm"] + wm) * _mma.PIECE[0] + r // 2 * 8 + g
         right = w(at, bj, k, q, wn * c["tn"] + j, 2 * t + r % 2, e)
-        return te.sum(_gpu.wide(left) * _gpu.wide(right), axis=[step, k, q, e])
+        return te.sum(_gpu.wide(left(at, k, bi, bj, q, row, e)) * _gpu.wide(right), axis=[step, k, q, e])
 
+    across = -(-columns(p, c) // _mma.block_columns(c))
     shape = (c["sk"], down, across, c["wm"], c["wn"], c["tm"], c["tn"], *_mma.LANES, 4)
-    acc = te.compute(shape, product, name="acc")
-    tile = _mma.block_rows(c), _mma.block_columns(c)
-    return _matrix.result(acc, p, c, tile, lambda m, o: _mma.place_of(m, o, c))
+    return te.compute(shape, product, name="acc")
 
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
