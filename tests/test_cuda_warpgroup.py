@@ -147,7 +147,7 @@ def _largest(p: Problem) -> Iterator[Config]:
     """A config of each tile and count of warps, the steps as deep as they can be."""
     seen = set()
     for config in warpgroup.configs(p, TARGET, (_mma.chunk(p),) * 2):
-        key = tuple(config[name] for name in ("wm", "tm", "tn", "bk"))
+        key = tuple(config[name] for name in ("wm", "tm", "tn"))
         if config["sk"] == 1 and key not in seen:
             seen.add(key)
             yield config
