@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,12 +78,19 @@ def test_exact_on_integers(name: str, target: str, p: Problem, pick: int, epilog
 @needs_shim
 @pytest.mark.parametrize("name", sorted(algorithms("cuda")))
 def test_first_guess_on_network_layers(name: str) -> None:
-    algorithm, target, tried = algorithms("cuda")[name], machine("cuda/sm_80,tf32=1"), 0
-    for text in NETWORK_LAYERS:
-        p = Problem.parse(text).canonical
-        if algorithm.refuses(p, target) is None and (configs := algorithm.space(p, target)):
-            check(p, algorithm, dict(configs[0]), target, epilogue=True, run=run_on_shim)
-            tried += 1
+    """In float32, or where no layer is taken in that in float16 on the newest GPUs."""
+    from test_cuda_tensor_core import check_exact
+
+    algorithm, target, newest = algorithms("cuda")[name], machine("cuda/sm_80,tf32=1"), machine("cuda/sm_90a")
+    layers = [Problem.parse(text).canonical for text in NETWORK_LAYERS]
+    tried = [p for p in layers if algorithm.refuses(p, target) is None and algorithm.space(p, target)]
+    for p in tried:
+        check(p, algorithm, dict(algorithm.space(p, target)[0]), target, epilogue=True, run=run_on_shim)
+    if not tried:
+        halves = [replace(p, dtype="float16") for p in layers]
+        tried = [p for p in halves if algorithm.refuses(p, newest) is None]
+        for p in tried:
+            check_exact(p, algorithm.space(p, newest)[0], newest, "residual", algorithm)
     assert tried, f"{name} refuses every layer of the list"
 
 
