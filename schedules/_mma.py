@@ -133,6 +133,8 @@ def gathered(x: Any, p: Problem, c: Config) -> Any:
         inside, tap, channel = _place(p, c, step, k, q, e)
         if held(p, c) > p.icg:
             inside = tirx.all(inside, first(p.icg - _place(p, c, step, k, q, 0)[2], chunk(p)))
+        if rows(p) < tall:  # else one row is read 32 times, as all blocks do at once
+            inside = tirx.all(inside, row < rows(p))
         return _matrix.element(x, p, c, tall, group, tile * tall + row, (inside, tap, channel))
 
     shape = (p.g, part_steps(p, c) * c["sk"], c["bk"], -(-rows(p) // tall), LANES[1], tall, chunk(p))

@@ -132,6 +132,18 @@ def test_a_step_has_one_barrier_and_its_copies_are_ahead(stages: int) -> None:
     assert body.count("__syncthreads()") == 2
 
 
+@pytest.mark.parametrize(("rows", "conditional"), [(1, True), (64, False)])
+def test_rows_that_fill_an_only_tile_are_not_read(rows: int, conditional: bool) -> None:
+    """Of an image's dense layer, 31 of 32: on an H200 they cost three quarters of the time."""
+    from convc.lower.cuda import source_of
+    from convc.lower.kernel import lower
+
+    p = Problem.parse(f"matmul_ic512iw{rows}_oc128_float16").canonical
+    config = {"xb": 512, "yb": 128, "wm": 2, "wn": 2, "tm": 1, "tn": 2, "bk": 2, "st": 3, "sk": 1}
+    text = source_of(lower(Workload(p).kernel(ON_CUDA.choice(config)), SM80), "k", SM80).text
+    assert ("convc_copy(" in text) == conditional
+
+
 @needs_shim
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_bound_holds_and_is_not_vacuous(dtype: str) -> None:
