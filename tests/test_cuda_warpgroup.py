@@ -155,8 +155,7 @@ def _largest(p: Problem) -> Iterator[Config]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
-@pytest.mark.parametrize("dtype", ["float16", "uint8"])
-@pytest.mark.parametrize("text", [LARGE[1], "mb8_ic256ih56_oc512oh28_kh1sh2"])
+@pytest.mark.parametrize(("text", "dtype"), [(LARGE[1], "float16"), ("mb8_ic256ih56_oc512oh28_kh1sh2", "uint8")])
 def test_nothing_spills_and_registers_are_as_reckoned(text: str, dtype: str) -> None:
     from convc.lower.kernel import lower
     from convc.lower.objects import compiled
