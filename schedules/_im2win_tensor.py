@@ -100,6 +100,7 @@ def _row(p: Problem, place: Any) -> tuple[Any, Sequence[Any]]:
 
 def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     """block of pixels, block of channels | warps and lanes | the window | steps, by way of shared memory."""
+    from convc.lower.copies import ASYNC
     from convc.lower.wgmma import multiply
 
     acc = sch.get_sblock("acc")
@@ -112,7 +113,7 @@ def schedule(sch: Any, p: Problem, target: Target, c: Config) -> None:
     step_, k_, tile, q_, place, e_ = sch.get_loops(win)[THREAD + 1 :]
     sch.reorder(place, step_, k_, tile, q_, e_)  # a place is looked for once
     _mma.copy(sch, [place], e_, c)
-    sch.annotate(sch.get_loops(win)[THREAD + 1], "pragma_async", 1)
+    sch.annotate(sch.get_loops(win)[THREAD + 1], ASYNC, 1)
     _mma.stage_weights(sch, (acc, 1), step, c)
     _mma.pipeline(sch, step, c, 1, ahead=True)
     sch.decompose_reduction(acc, step)

@@ -4,7 +4,7 @@ Where an element of the left one lies in x, one of the product in y, and what it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from convc.algorithm import Config
@@ -15,6 +15,7 @@ from convc.target import GpuTarget, Target
 
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)  # parts, `sk` of a config
 ADDERS = 256  # threads of a block that adds them
+KEPT = 64  # configs between two layouts
 
 
 def rows(p: Problem) -> int:
@@ -36,6 +37,18 @@ def layouts(p: Problem, target: Target) -> list[tuple[int, int]]:
         return [(p.ic, p.oc)]
     blocks = {n: [_gpu.lanes(p, target), 1] if n > 1 else [1] for n in (p.ic, p.oc)}
     return [(xb, yb) for yb in blocks[p.oc] for xb in blocks[p.ic]]
+
+
+def ranked(
+    p: Problem, target: GpuTarget, configs: Callable[[Problem, GpuTarget, tuple[int, int]], Iterable[Config]],
+    seconds: Callable[[Problem, Target, Config], float],
+) -> Sequence[Config]:  # fmt: skip
+    """The fastest `KEPT` configs between each two layouts, the fastest of all first."""
+    found: list[tuple[float, Config]] = []
+    for pair in layouts(p, target):
+        timed = [(seconds(p, target, c), c) for c in configs(p, target, pair)]
+        found += sorted(timed, key=lambda row: row[0])[:KEPT]
+    return [config for _, config in sorted(found, key=lambda row: row[0])]
 
 
 def element(x: Any, p: Problem, c: Config, tall: int, group: Any, m: Any, place: tuple[Any, Any, Any]) -> Any:

@@ -250,11 +250,7 @@ def refuses_on_cuda(p: Problem, target: Target) -> str | None:
 @lru_cache(maxsize=4096)
 def space_on_cuda(p: Problem, target: Target) -> Sequence[Config]:
     assert isinstance(target, GpuTarget)
-    found: list[tuple[float, Config]] = []
-    for pair in _matrix.layouts(p, target):
-        timed = [(_gemm.seconds(p, target, c), c) for c in _gemm.configs(p, target, pair)]
-        found += sorted(timed, key=lambda row: row[0])[:64]
-    return [config for _, config in sorted(found, key=lambda row: row[0])]
+    return _matrix.ranked(p, target, _gemm.configs, _gemm.seconds)
 
 
 ON_CUDA = Algorithm(

@@ -46,11 +46,7 @@ def refuses(p: Problem, target: Target) -> str | None:
 @lru_cache(maxsize=4096)
 def space(p: Problem, target: Target) -> Sequence[Config]:
     assert isinstance(target, GpuTarget)
-    found: list[tuple[float, Config]] = []
-    for pair in _matrix.layouts(p, target):
-        timed = [(seconds(p, target, c), c) for c in configs(p, target, pair)]
-        found += sorted(timed, key=lambda row: row[0])[: tensor_core.KEPT]
-    return [config for _, config in sorted(found, key=lambda row: row[0])]
+    return _matrix.ranked(p, target, configs, seconds)
 
 
 def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[Config]:
@@ -111,10 +107,6 @@ def block(p: Problem, target: GpuTarget, c: Config) -> _gpu.Block:
 seconds, limit = _gpu.modelled(cost)
 
 
-def memory(p: Problem, c: Config) -> int:
-    return 0
-
-
 ON_CUDA = Algorithm(
     name="im2win_tensor",
     source="arXiv:2306.14320",
@@ -125,7 +117,7 @@ ON_CUDA = Algorithm(
     define=_im2win_tensor.define,
     schedule=_im2win_tensor.schedule,
     error=tensor_core.error,
-    memory=memory,
+    memory=lambda p, c: 0,
     kind="cuda",
     limit=limit,
 )

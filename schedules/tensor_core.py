@@ -29,7 +29,6 @@ TILES = (
 STAGES = (4, 3, 2)
 DEEPEST = 6  # where weights come from memory
 MARGIN = 19  # registers that the estimate may be off by
-KEPT = 64  # configs between two layouts
 # Fitted to an H200: 140 runs of ResNet-50's layers, root mean square of the error 10 %.
 REACHED = 0.9  # of the rate of mma.sync
 BARRIER = 100.0  # cycles that a block alone waits in a step
@@ -62,11 +61,7 @@ def refuses(p: Problem, target: Target) -> str | None:
 @lru_cache(maxsize=4096)
 def space(p: Problem, target: Target) -> Sequence[Config]:
     assert isinstance(target, GpuTarget)
-    found: list[tuple[float, Config]] = []
-    for pair in _matrix.layouts(p, target):
-        timed = [(seconds(p, target, c), c) for c in configs(p, target, pair)]
-        found += sorted(timed, key=lambda row: row[0])[:KEPT]
-    return [config for _, config in sorted(found, key=lambda row: row[0])]
+    return _matrix.ranked(p, target, configs, seconds)
 
 
 def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[Config]:

@@ -17,7 +17,6 @@ from convc.ir.check import SUMS
 from convc.problem import Problem
 from convc.schedules import _gpu, _matrix, _mma, _wgmma, tensor_core
 from convc.schedules._matrix import SPLITS
-from convc.schedules.tensor_core import shared_bytes
 from convc.target import GpuTarget, Target
 
 ARCHS = ("sm_90a",)
@@ -41,7 +40,7 @@ def refuses(p: Problem, target: Target) -> str | None:
 
 def refuses_target(p: Problem, target: GpuTarget) -> str | None:
     """Why there are no instructions for the type of the problem on a target."""
-    if target.archs != ARCHS or target.ptx:
+    if target.archs != ARCHS:
         return f"{target.label} is not sm_90a alone"
     if p.dtype not in HALVES and p.dtype not in SUMS:
         return f"warpgroups do not multiply {p.dtype}"
@@ -51,11 +50,7 @@ def refuses_target(p: Problem, target: GpuTarget) -> str | None:
 @lru_cache(maxsize=4096)
 def space(p: Problem, target: Target) -> Sequence[Config]:
     assert isinstance(target, GpuTarget)
-    found: list[tuple[float, Config]] = []
-    for pair in _matrix.layouts(p, target):
-        timed = [(seconds(p, target, c), c) for c in configs(p, target, pair)]
-        found += sorted(timed, key=lambda row: row[0])[: tensor_core.KEPT]
-    return [config for _, config in sorted(found, key=lambda row: row[0])]
+    return _matrix.ranked(p, target, configs, seconds)
 
 
 def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[Config]:
@@ -69,7 +64,7 @@ def configs(p: Problem, target: GpuTarget, blocks: tuple[int, int]) -> Iterator[
                     continue
                 for st in STAGES:
                     staged = {**tile, "st": st}
-                    if shared_bytes(staged) <= target.l1 and (st == 2 or _mma.steps(p, staged) >= st):
+                    if tensor_core.shared_bytes(staged) <= target.l1 and (st == 2 or _mma.steps(p, staged) >= st):
                         yield from ({**staged, "sk": sk} for sk in SPLITS if tensor_core.splits(p, staged, sk))
 
 
@@ -96,8 +91,8 @@ def block(p: Problem, target: GpuTarget, c: Config) -> _gpu.Block:
     each = step(p, target, c, chunks, REACHED) + GATHERED * tensor_core.sectors(p) * 4 * c["bk"] * tall
     epilogue = 12.0 * tall * wide / WARP / SCHEDULERS
     waits = _gpu.LATENCY + many * (BARRIER + max(0.0, _gpu.LATENCY - (c["st"] - 1) * each))
-    moved = float(many * chunks * 16)
-    return _gpu.Block(warps * WARP, registers(p, c), shared_bytes(c), many * each + epilogue, waits, moved, 1.0)
+    moved, shared = float(many * chunks * 16), tensor_core.shared_bytes(c)
+    return _gpu.Block(warps * WARP, registers(p, c), shared, many * each + epilogue, waits, moved, 1.0)
 
 
 def step(p: Problem, target: GpuTarget, c: Config, chunks: int, reached: float) -> float:

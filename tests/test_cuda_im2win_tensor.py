@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_algorithms import problems
 from test_cuda_algorithms import has_nvcc
-from test_cuda_tensor_core import machine, run
+from test_cuda_tensor_core import machine, run, usages
 from test_cuda_warpgroup import BYTES, HALVES, TARGET, check
 
 from convc.algorithm import Config
@@ -105,15 +105,11 @@ def test_what_it_cannot_do_is_said(text: str, target: str, reason: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
 def test_nothing_spills_and_registers_are_as_reckoned() -> None:
-    from convc.lower.kernel import lower
-    from convc.lower.objects import compiled
-
     p = Problem.parse("mb8_ic64ih56_oc192oh56_kh5ph2_float16").canonical
     seen: dict[tuple[int, ...], Config] = {}
     for config in im2win_tensor.configs(p, TARGET, (8, 8)):
         seen.setdefault(tuple(config[name] for name in ("wm", "tm", "tn")), config)
     for i, config in enumerate(seen.values()):
-        kernel = Workload(p, ("residual", "long")[i % 2]).kernel(ON_CUDA.choice(config))
-        for (usage,) in compiled(lower(kernel, TARGET), "kernel", TARGET).usage.values():
+        for usage in usages(p, config, TARGET, ("residual", "long")[i % 2], ON_CUDA):
             assert not usage.spills and not usage.stack, (config, usage)
             assert 0.6 < usage.registers / im2win_tensor.registers(config) < 1.3, (config, usage)

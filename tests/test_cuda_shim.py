@@ -65,6 +65,22 @@ def body(text: str, **extents: Any) -> Array:
     return run(f"{BEFORE}{HEAD}{text}}}", FLOATS, np.zeros_like(FLOATS), **extents)[1]
 
 
+def multiplied(
+    *, size: int = 1024, before: str = "order(); __syncthreads();", left: str = "s",
+    after: str = "wgmma_wait(); y[threadIdx.x] = c[0];",
+) -> str:  # fmt: skip
+    """A body whose warpgroup multiplies a shared array of ones by itself."""
+    return f"""
+        __shared__ alignas(64) half s[{size}];
+        float c[4] = {{}};
+        for (int i = threadIdx.x; i < {size}; i += blockDim.x) s[i] = half(1);
+        {before}
+        wgmma(c, {left}, s);
+        wgmma_commit();
+        {after}
+        """
+
+
 # A fault each: its kind, a part of the message, extents of the launch, and the body, whose faulty line says so.
 FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "missing barrier": (
@@ -309,73 +325,19 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
           atomicAdd(y, 1.0f);  // here
         """),
     "wgmma of what was not put in order": (
-        "race", "with no fence.proxy.async behind", {"block": (128, 1, 1)}, """
-        __shared__ alignas(64) half s[1024];
-        float c[4] = {};
-        for (int i = threadIdx.x; i < 1024; i += 128) s[i] = half(1);
-        __syncthreads();
-        wgmma(c, s, s);
-        wgmma_commit();
-        wgmma_wait();
-        y[threadIdx.x] = c[0];
-        """),
+        "race", "with no fence.proxy.async behind", {"block": (128, 1, 1)}, multiplied(before="__syncthreads();")),
     "wgmma before a barrier": (
-        "race", "with no barrier between", {"block": (128, 1, 1)}, """
-        __shared__ alignas(64) half s[1024];
-        float c[4] = {};
-        for (int i = threadIdx.x; i < 1024; i += 128) s[i] = half(1);
-        order();
-        wgmma(c, s, s);
-        wgmma_commit();
-        wgmma_wait();
-        y[threadIdx.x] = c[0];
-        """),
+        "race", "with no barrier between", {"block": (128, 1, 1)}, multiplied(before="order();")),
     "wgmma beyond an array": (
-        "out of bounds", "reads 16 bytes", {"block": (128, 1, 1)}, """
-        __shared__ alignas(64) half s[1000];
-        float c[4] = {};
-        for (int i = threadIdx.x; i < 1000; i += 128) s[i] = half(1);
-        order();
-        __syncthreads();
-        wgmma(c, s, s);
-        wgmma_commit();
-        wgmma_wait();
-        y[threadIdx.x] = c[0];
-        """),
+        "out of bounds", "reads 16 bytes", {"block": (128, 1, 1)}, multiplied(size=1000)),
     "wgmma of different matrices in a warp": (
-        "divergence", "multiply different matrices", {"block": (128, 1, 1)}, """
-        __shared__ alignas(64) half s[2048];
-        float c[4] = {};
-        for (int i = threadIdx.x; i < 2048; i += 128) s[i] = half(1);
-        order();
-        __syncthreads();
-        wgmma(c, s + threadIdx.x % 2 * 8, s);
-        wgmma_commit();
-        wgmma_wait();
-        y[threadIdx.x] = c[0];
-        """),
+        "divergence", "multiply different matrices", {"block": (128, 1, 1)},
+        multiplied(size=2048, left="s + threadIdx.x % 2 * 8")),
     "wgmma by half of a warpgroup": (
-        "divergence", "in a warpgroup that is not whole", {}, """
-        __shared__ alignas(64) half s[1024];
-        float c[4] = {};
-        for (int i = threadIdx.x; i < 1024; i += 64) s[i] = half(1);
-        order();
-        __syncthreads();
-        wgmma(c, s, s);
-        wgmma_commit();
-        wgmma_wait();
-        y[threadIdx.x] = c[0];
-        """),
+        "divergence", "in a warpgroup that is not whole", {}, multiplied()),
     "wgmma not waited for": (
-        "unfinished product", "it ends before a wgmma that it has begun", {"block": (128, 1, 1)}, """
-        __shared__ alignas(64) half s[1024];
-        float c[4] = {};
-        for (int i = threadIdx.x; i < 1024; i += 128) s[i] = half(1);
-        order();
-        __syncthreads();
-        wgmma(c, s, s);
-        wgmma_commit();
-        """),
+        "unfinished product", "it ends before a wgmma that it has begun", {"block": (128, 1, 1)},
+        multiplied(after="")),
     "trap": (
         "trap", "trap", {}, """
         if (threadIdx.x == 3)

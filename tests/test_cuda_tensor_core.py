@@ -21,11 +21,12 @@ from convc.algorithm import Algorithm, Choice, Config
 from convc.dtypes import LIMITS, ROUNDING
 from convc.frontend import import_onnx
 from convc.gpu import STATIC_SHARED
+from convc.launch import Usage
 from convc.lower.packed import packed_shape
 from convc.plan.epilogue import EPILOGUES
 from convc.plan.offers import within
 from convc.problem import Problem
-from convc.schedules import _mma, tensor_core
+from convc.schedules import _matrix, _mma, tensor_core
 from convc.schedules.tensor_core import ON_CUDA
 from convc.target import GpuTarget, parse_target
 from convc.tune.workload import Data, Workload
@@ -58,6 +59,15 @@ def run(workload: Workload, choice: Choice, target: GpuTarget, data: Data) -> np
     out = aligned(data.expected.shape, dtype)
     run_on_shim(kernel, target, *reads, out)
     return out
+
+
+def usages(p: Problem, config: Config, target: GpuTarget, epilogue: str, algorithm: Algorithm = ON_CUDA) -> list[Usage]:
+    """What the compiler says that each kernel takes, on each architecture."""
+    from convc.lower.kernel import lower
+    from convc.lower.objects import compiled
+
+    kernel = Workload(p, epilogue).kernel(algorithm.choice(config))
+    return [u for found in compiled(lower(kernel, target), "kernel", target).usage.values() for u in found]
 
 
 def check_exact(
@@ -204,7 +214,7 @@ LARGE = [
 def test_spaces_keep_to_what_blocks_may_have(text: str, dtype: str) -> None:
     p = Problem.parse(f"{text}_{dtype}").canonical
     found = ON_CUDA.space(p, SM80)
-    assert 8 <= len(found) <= 4 * tensor_core.KEPT
+    assert 8 <= len(found) <= 4 * _matrix.KEPT
     for config in found:
         threads = 32 * config["wm"] * config["wn"]
         assert tensor_core.shared_bytes(config) <= SM80.l1
@@ -218,9 +228,6 @@ def test_spaces_keep_to_what_blocks_may_have(text: str, dtype: str) -> None:
 def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
     """nvcc's own report of each kind of tile, on both architectures. It takes up to a quarter more than a kernel needs
     where no further block would be resident: 168 for tf32's pieces of 4 x 4."""
-    from convc.lower.kernel import lower
-    from convc.lower.objects import compiled
-
     target = machine("cuda/sm_80,sm_90a,tf32=1")
     p = Problem.parse(f"mb32_ic256ih14_oc256oh14_kh3ph1_{dtype}").canonical
     block = _mma.chunk(p)
@@ -230,9 +237,7 @@ def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
             seen.setdefault((config["tm"], config["tn"]), config)
     assert len(seen) == len(tensor_core.TILES)
     for config in seen.values():
-        kernel = Workload(p, "residual").kernel(ON_CUDA.choice(config))
-        code = compiled(lower(kernel, target), "kernel", target)
-        for usage in (u for usages in code.usage.values() for u in usages):
+        for usage in usages(p, config, target, "residual"):
             assert not usage.spill_stores and not usage.stack, config
             assert 0.75 < usage.registers / tensor_core.registers(p, config) < 1.3, (config, usage)
 
@@ -243,15 +248,11 @@ def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
 @pytest.mark.parametrize("text", [LARGE[1], LARGE[3], "mb8_ic256ih56_oc512oh28_kh1sh2"])
 def test_the_largest_tiles_do_not_spill(text: str, dtype: str) -> None:
     """Those with most accumulators, whatever warps, steps and parts are, with the epilogues that take most."""
-    from convc.lower.kernel import lower
-    from convc.lower.objects import compiled
-
     target = machine("cuda/sm_80,sm_90a,tf32=1")
     p = Problem.parse(f"{text}_{dtype}").canonical
     configs = list(tensor_core.configs(p, target, (_mma.chunk(p),) * 2))
     most = max(c["tm"] * c["tn"] for c in configs)
     largest = [c for c in configs if c["tm"] * c["tn"] == most]
     for i, config in enumerate(largest[:: max(1, len(largest) // 6)]):
-        kernel = Workload(p, ("residual", "long")[i % 2]).kernel(ON_CUDA.choice(config))
-        for usages in compiled(lower(kernel, target), "kernel", target).usage.values():
-            assert not [u for u in usages if u.spills or u.stack], config
+        found = usages(p, config, target, ("residual", "long")[i % 2])
+        assert not [u for u in found if u.spills or u.stack], config

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx_models import model, node
 from test_algorithms import problems
 from test_cuda_algorithms import has_nvcc
-from test_cuda_tensor_core import LARGE, check_exact, machine, run
+from test_cuda_tensor_core import LARGE, check_exact, machine, run, usages
 
 import convc
 from convc.algorithm import Algorithm, Config
@@ -157,13 +157,8 @@ def _largest(p: Problem) -> Iterator[Config]:
 @pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
 @pytest.mark.parametrize(("text", "dtype"), [(LARGE[1], "float16"), ("mb8_ic256ih56_oc512oh28_kh1sh2", "uint8")])
 def test_nothing_spills_and_registers_are_as_reckoned(text: str, dtype: str) -> None:
-    from convc.lower.kernel import lower
-    from convc.lower.objects import compiled
-
     p = Problem.parse(f"{text}_{dtype}").canonical
     for i, config in enumerate(_largest(p)):
-        kernel = Workload(p, ("residual", "long")[i % 2]).kernel(ON_CUDA.choice(config))
-        for usages in compiled(lower(kernel, TARGET), "kernel", TARGET).usage.values():
-            (usage,) = usages
+        for usage in usages(p, config, TARGET, ("residual", "long")[i % 2], ON_CUDA):
             assert not usage.spills and not usage.stack, (config, usage)
             assert 0.6 < usage.registers / warpgroup.registers(p, config) < 1.3, (config, usage)

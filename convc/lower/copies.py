@@ -19,7 +19,7 @@ from tvm.ir import Call, Op
 from tvm.tirx import Expr
 
 NAME, FIRST, BYTES = "convc_copy", "convc_first", 16
-ASYNC = "pragma_async"
+ASYNC = "pragma_async"  # an annotation of loops
 FUNCTION = """
 static __device__ __forceinline__ void convc_copy(void* to, const void* from, bool inside, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
@@ -34,7 +34,7 @@ def first(count: Expr, size: int) -> Expr:
 
 
 def marked(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """What the loops with the annotation "pragma_async" copy goes on while threads compute, as in a pipeline: the first
+    """What the loops with the annotation `ASYNC` copy goes on while threads compute, as in a pipeline: the first
     steps of the next one wait for it."""
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AttrStmt, _marked)))
 
