@@ -271,7 +271,6 @@ def test_the_command_line_measures_behind_a_tracker(
     place: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where its only device is lost, what was measured until then is kept."""
-    monkeypatch.setattr(fleet, "WAIT", 1.0)
     key = replace(place, key="verb")
     flags = ("--rpc-tracker", f"{key.host}:{key.port}", "--rpc-key", key.key, "--threads", "1", "--json")
 
@@ -282,6 +281,7 @@ def test_the_command_line_measures_behind_a_tracker(
     with devices(tmp_path, key, 1) as servers:
         whole = tune(tmp_path / "whole", 2)
         wait_for(key, (1, 1))
+        monkeypatch.setattr(fleet, "WAIT", 1.0)
         killed_before_timing(servers, monkeypatch, spared=2)
         cut = tune(tmp_path / "cut", 4)
     assert whole.exception is None and json.loads(whole.stdout)["trials"] == 2
