@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_algorithms import NETWORK_LAYERS, check, problems
 
-from convc.algorithm import algorithms
-from convc.launch import Temporary
+from convc.algorithm import Algorithm, Config, algorithms
+from convc.launch import Temporary, Usage
 from convc.lower.nvcc import find_nvcc
 from convc.plan.plan import Kernel, Packing
 from convc.problem import Problem
 from convc.target import GpuTarget, parse_target
+from convc.tune.workload import Workload
 
 TARGETS = ["cuda/sm_75", "cuda/sm_90,tf32=1"]
 
@@ -94,11 +95,23 @@ def test_first_guess_on_network_layers(name: str) -> None:
     assert tried, f"{name} refuses every layer of the list"
 
 
-def has_nvcc() -> bool:
+def _has_nvcc() -> bool:
     try:
         return bool(find_nvcc())
     except Exception:
         return False
+
+
+needs_nvcc = pytest.mark.skipif(not _has_nvcc(), reason="nvcc is not installed")
+
+
+def usages(p: Problem, config: Config, target: GpuTarget, epilogue: str, algorithm: Algorithm) -> list[Usage]:
+    """What the compiler says that each kernel takes, on each architecture."""
+    from convc.lower.kernel import lower
+    from convc.lower.objects import compiled
+
+    kernel = Workload(p, epilogue).kernel(algorithm.choice(config))
+    return [u for found in compiled(lower(kernel, target), "kernel", target).usage.values() for u in found]
 
 
 LARGE = [
@@ -109,15 +122,11 @@ LARGE = [
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@needs_nvcc
 @pytest.mark.parametrize("target", ["cuda/sm_80", "cuda/sm_90a"])
 @pytest.mark.parametrize("name", sorted(algorithms("cuda")))
 def test_what_spaces_offer_first_takes_what_they_say_and_spills_nothing(name: str, target: str) -> None:
     """nvcc's own report of the first and last configs between each two layouts."""
-    from convc.lower.kernel import lower
-    from convc.lower.objects import compiled
-    from convc.tune.workload import Workload
-
     algorithm, found = algorithms("cuda")[name], defaultdict(list)
     for text in LARGE:
         p = Problem.parse(text).canonical
@@ -125,9 +134,6 @@ def test_what_spaces_offer_first_takes_what_they_say_and_spills_nothing(name: st
             continue
         configs = list(algorithm.space(p, machine(target)))
         for config in (configs[0], configs[-1]):
-            kernel = Workload(p, "residual").kernel(algorithm.choice(config))
-            code = compiled(lower(kernel, machine(target)), "kernel", machine(target))
-            for kernel_name, usages in code.usage.items():
-                bad = [u for u in usages if u.spills or u.stack or u.shared > machine(target).l1]
-                found[text] += [(dict(config), kernel_name, u) for u in bad]
+            used = usages(p, config, machine(target), "residual", algorithm)
+            found[text] += [(dict(config), u) for u in used if u.spills or u.stack or u.shared > machine(target).l1]
     assert not {text: bad for text, bad in found.items() if bad}

@@ -12,7 +12,7 @@ from bench_im2win import LAYERS
 from cuda_shim import needs_shim
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_cuda_algorithms import has_nvcc, machine, run_on_shim
+from test_cuda_algorithms import machine, needs_nvcc, run_on_shim, usages
 
 from convc.algorithm import Config, algorithms
 from convc.plan.epilogue import EPILOGUES
@@ -157,20 +157,15 @@ def test_the_inner_loop_reads_without_conflicts(layer: str, target: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@needs_nvcc
 @pytest.mark.parametrize("target", ["cuda/sm_80", "cuda/sm_90a"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_first_configs_spill_nothing_and_take_what_the_model_says(layer: str, target: str) -> None:
-    from convc.lower.kernel import lower
-    from convc.lower.objects import compiled
-
     p, gpu = Problem.parse(f"mb64_{layer}"), machine(target)
     for config in first_of_each_pair(list(ALGORITHM.space(p, gpu)))[:FIRST]:
-        kernel = Workload(p, "residual").kernel(ALGORITHM.choice(config))
-        (usages,) = compiled(lower(kernel, gpu), "kernel", gpu).usage.values()
-        for usage in usages:
-            assert not usage.spills and not usage.stack, (dict(config), usage)
-            assert usage.registers <= 1.25 * tiles.registers(p, config), (dict(config), usage)
+        (usage,) = usages(p, config, gpu, "residual", ALGORITHM)
+        assert not usage.spills and not usage.stack, (dict(config), usage)
+        assert usage.registers <= 1.25 * tiles.registers(p, config), (dict(config), usage)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -12,8 +12,8 @@ from cuda_shim import needs_shim
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_algorithms import problems
-from test_cuda_algorithms import has_nvcc
-from test_cuda_tensor_core import machine, run, usages
+from test_cuda_algorithms import needs_nvcc, usages
+from test_cuda_tensor_core import machine, run
 from test_cuda_warpgroup import BYTES, HALVES, TARGET, check
 
 from convc.algorithm import Config
@@ -103,7 +103,7 @@ def test_what_it_cannot_do_is_said(text: str, target: str, reason: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@needs_nvcc
 def test_nothing_spills_and_registers_are_as_reckoned() -> None:
     p = Problem.parse("mb8_ic64ih56_oc192oh56_kh5ph2_float16").canonical
     seen: dict[tuple[int, ...], Config] = {}

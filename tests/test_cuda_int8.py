@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx_models import model, node
 from test_algorithms import aligned, problems
-from test_cuda_algorithms import has_nvcc, run_on_shim
+from test_cuda_algorithms import needs_nvcc, run_on_shim, usages
 from test_cuda_tensor_core import SM80, machine
 
 import convc
@@ -281,13 +281,10 @@ def test_only_what_was_quantized_is_multiplied_as_integers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@needs_nvcc
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
     """nvcc's own report of each kind of tile that ends in 8 bits again, on both architectures."""
-    from convc.lower.kernel import lower
-    from convc.lower.objects import compiled
-
     target = machine("cuda/sm_80,sm_90a")
     p = Problem.parse(f"mb32_ic256ih14_oc256oh14_kh3ph1_{dtype}").canonical
     seen: dict[tuple[int, int], Config] = {}
@@ -296,7 +293,6 @@ def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
             seen.setdefault((config["tm"], config["tn"]), config)
     assert len(seen) == len(tensor_core.TILES)
     for config in seen.values():
-        code = compiled(lower(Workload(p, "long").kernel(ON_CUDA.choice(config)), target), "kernel", target)
-        for usage in (u for usages in code.usage.values() for u in usages):
+        for usage in usages(p, config, target, "long", ON_CUDA):
             assert not usage.spill_stores and not usage.stack, config
             assert 0.65 < usage.registers / tensor_core.registers(p, config) < 1.3, (config, usage)

@@ -14,14 +14,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx_models import model, node
 from test_algorithms import aligned, problems
-from test_cuda_algorithms import has_nvcc, run_on_shim
+from test_cuda_algorithms import needs_nvcc, run_on_shim, usages
 
 import convc
 from convc.algorithm import Algorithm, Choice, Config
 from convc.dtypes import LIMITS, ROUNDING
 from convc.frontend import import_onnx
 from convc.gpu import STATIC_SHARED
-from convc.launch import Usage
 from convc.lower.packed import packed_shape
 from convc.plan.epilogue import EPILOGUES
 from convc.plan.offers import within
@@ -59,15 +58,6 @@ def run(workload: Workload, choice: Choice, target: GpuTarget, data: Data) -> np
     out = aligned(data.expected.shape, dtype)
     run_on_shim(kernel, target, *reads, out)
     return out
-
-
-def usages(p: Problem, config: Config, target: GpuTarget, epilogue: str, algorithm: Algorithm = ON_CUDA) -> list[Usage]:
-    """What the compiler says that each kernel takes, on each architecture."""
-    from convc.lower.kernel import lower
-    from convc.lower.objects import compiled
-
-    kernel = Workload(p, epilogue).kernel(algorithm.choice(config))
-    return [u for found in compiled(lower(kernel, target), "kernel", target).usage.values() for u in found]
 
 
 def check_exact(
@@ -223,7 +213,7 @@ def test_spaces_keep_to_what_blocks_may_have(text: str, dtype: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@needs_nvcc
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
     """nvcc's own report of each kind of tile, on both architectures. It takes up to a quarter more than a kernel needs
@@ -237,13 +227,13 @@ def test_nothing_spills_and_registers_are_as_reckoned(dtype: str) -> None:
             seen.setdefault((config["tm"], config["tn"]), config)
     assert len(seen) == len(tensor_core.TILES)
     for config in seen.values():
-        for usage in usages(p, config, target, "residual"):
+        for usage in usages(p, config, target, "residual", ON_CUDA):
             assert not usage.spill_stores and not usage.stack, config
             assert 0.75 < usage.registers / tensor_core.registers(p, config) < 1.3, (config, usage)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@needs_nvcc
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize("text", [LARGE[1], LARGE[3], "mb8_ic256ih56_oc512oh28_kh1sh2"])
 def test_the_largest_tiles_do_not_spill(text: str, dtype: str) -> None:
@@ -253,6 +243,6 @@ def test_the_largest_tiles_do_not_spill(text: str, dtype: str) -> None:
     configs = list(tensor_core.configs(p, target, (_mma.chunk(p),) * 2))
     most = max(c["tm"] * c["tn"] for c in configs)
     largest = [c for c in configs if c["tm"] * c["tn"] == most]
-    for i, config in enumerate(largest[:: max(1, len(largest) // 3)]):
-        found = usages(p, config, target, ("residual", "long")[i % 2])
+    for i, config in enumerate(largest[:: max(1, len(largest) // 6)]):
+        found = usages(p, config, target, ("residual", "long")[i % 2], ON_CUDA)
         assert not [u for u in found if u.spills or u.stack], config

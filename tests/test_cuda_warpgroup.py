@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx_models import model, node
 from test_algorithms import problems
-from test_cuda_algorithms import has_nvcc
-from test_cuda_tensor_core import LARGE, check_exact, machine, run, usages
+from test_cuda_algorithms import needs_nvcc, usages
+from test_cuda_tensor_core import LARGE, check_exact, machine, run
 
 import convc
 from convc.algorithm import Algorithm, Config
@@ -154,7 +154,7 @@ def _largest(p: Problem) -> Iterator[Config]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
+@needs_nvcc
 @pytest.mark.parametrize(("text", "dtype"), [(LARGE[1], "float16"), ("mb8_ic256ih56_oc512oh28_kh1sh2", "uint8")])
 def test_nothing_spills_and_registers_are_as_reckoned(text: str, dtype: str) -> None:
     p = Problem.parse(f"{text}_{dtype}").canonical

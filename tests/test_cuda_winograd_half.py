@@ -10,7 +10,7 @@ import pytest
 from cuda_shim import needs_shim
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_cuda_algorithms import has_nvcc, machine
+from test_cuda_algorithms import machine, needs_nvcc, usages
 from test_cuda_tensor_core import run
 from test_cuda_winograd import SAMPLE, problems
 
@@ -142,18 +142,14 @@ def test_its_memory_is_what_its_kernels_share(text: str, form: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
-@pytest.mark.parametrize("target", ["cuda/sm_75", "cuda/sm_90a"])
+@needs_nvcc
+@pytest.mark.parametrize("target", ["cuda/sm_75", "cuda/sm_80", "cuda/sm_90a"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("text", SAMPLE)
 def test_no_kernel_of_its_space_spills(text: str, form: str, target: str) -> None:
-    """The best and the middle, with the epilogues that take most, on the oldest and the newest."""
-    from convc.lower.kernel import lower
-    from convc.lower.objects import compiled
-
+    """A sample from best to worst, with the epilogues that take most."""
     p, gpu = Problem.parse(f"{text}_float16"), machine(target)
     configs = configs_of(p, gpu, form)
     for i, config in enumerate(configs[:: max(1, len(configs) // 2)]):
-        kernel = Workload(p, ("residual", "long")[i % 2]).kernel(WINOGRAD.choice(config))
-        for usages in compiled(lower(kernel, gpu), "kernel", gpu).usage.values():
-            assert not [u for u in usages if u.spills or u.stack], config
+        found = usages(p, config, gpu, ("residual", "long")[i % 2], WINOGRAD)
+        assert not [u for u in found if u.spills or u.stack], config
